@@ -1,0 +1,23 @@
+"""Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
+
+from flwr_byzasync.aggregators.ctma import CTMA
+from flwr_byzasync.aggregators.geometric import GeometricMedian
+from flwr_byzasync.aggregators.mean import Mean
+from flwr_byzasync.aggregators.median import CoordinateWiseMedian
+from flwr_byzasync.aggregators.registry import build, discover
+from flwr_byzasync.aggregators.rfa import RFA
+from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule
+
+__all__ = [
+    "CTMA",
+    "RFA",
+    "Aggregator",
+    "CoordinateWiseMedian",
+    "GeometricMedian",
+    "Law",
+    "Mean",
+    "Rule",
+    "WeightedRule",
+    "build",
+    "discover",
+]

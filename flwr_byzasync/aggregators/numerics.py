@@ -1,0 +1,89 @@
+"""Sums over (m, d) rows that are right to float64 whatever the rows' dtype and size.
+
+Everything runs over blocks of columns, so that a float64 copy of all rows never exists, and
+relative to a centre, so that rows of norm 500 which differ by 1e-4 lose nothing to rounding.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 16
+"""Elements of one block: 512 KiB in float64, which stays in a core's cache."""
+
+
+def as_weights(weights: Tensor, device: torch.device) -> Tensor:
+    """Return weights as int64 (exact cumulative sums) or float64 on the rows' device."""
+    exact = torch.float64 if weights.is_floating_point() else torch.int64
+    return weights.detach().to(device=device, dtype=exact)
+
+
+def all_finite(rows: Tensor, weights: Tensor) -> Tensor:
+    """Whether every row of positive weight is finite, as a 0-dim bool on the rows' device."""
+    finite = torch.stack([x.isfinite().all(dim=1) for x in column_blocks(rows)])
+    return (finite.all(dim=0) | (weights == 0)).all()
+
+
+def column_blocks(rows: Tensor) -> Iterator[Tensor]:
+    """Yield views of consecutive columns, about `BLOCK` elements each."""
+    yield from rows.split(_width(rows), dim=1)
+
+
+def paired_blocks(rows: Tensor, point: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the same column blocks of (m, d) rows and of a (d,) point."""
+    width = _width(rows)
+    yield from zip(rows.split(width, dim=1), point.split(width), strict=True)
+
+
+def heaviest_row(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the row of largest weight in float64: a centre within √m·R of the mean."""
+    return rows.index_select(0, weights.argmax().reshape(1))[0].to(torch.float64)
+
+
+def combine(rows: Tensor, coefficients: Tensor, centre: Tensor) -> Tensor:
+    """Return ``centre + Σ a_i (x_i − centre)`` in float64.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (m, d).
+    coefficients : Tensor
+        (m,) float64. Rows with coefficient zero are not read, whatever they hold.
+    centre : Tensor
+        (d,) float64. With ``Σ a_i = 1`` it cancels, and with it the rows' common rounding.
+
+    Returns
+    -------
+    Tensor
+        (d,) float64, with error about m·u·Σ|a_i|·‖x_i − centre‖ + u·‖result‖.
+    """
+    used = (coefficients != 0).unsqueeze(1)
+    return torch.cat(
+        [c + coefficients @ torch.where(used, x - c, 0.0) for x, c in paired_blocks(rows, centre)]
+    )
+
+
+def squared_distances(rows: Tensor, point: Tensor) -> Tensor:
+    """Return ``‖x_i − point‖²`` in float64 from differences, never from a Gram matrix.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (m, d).
+    point : Tensor
+        (d,) float64.
+
+    Returns
+    -------
+    Tensor
+        (m,) float64.
+    """
+    total = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+    for x, p in paired_blocks(rows, point):
+        total += (x - p).square().sum(dim=1)
+    return total
+
+
+def _width(rows: Tensor) -> int:
+    return max(1, BLOCK // rows.shape[0])

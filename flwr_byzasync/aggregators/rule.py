@@ -1,0 +1,161 @@
+"""What a rule is: the protocol, the laws it may declare, and the base that ours share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.numerics import all_finite, as_weights
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """Anything that turns latest vectors and weights into one direction.
+
+    A rule is called as ``rule(rows, weights)``: `rows` is a floating (m, d) tensor, `weights`
+    is (m,), non-negative with a positive sum, integer or floating. The result is a new (d,)
+    tensor of the rows' dtype and device; inputs are never written.
+    """
+
+    def __call__(self, rows: Tensor, weights: Tensor, /) -> Tensor:
+        """Aggregate."""
+        ...
+
+
+class Law(Enum):
+    """Equalities that a rule may declare; the tests check exactly the declared ones."""
+
+    COPIES = "an integer weight s means s copies of the row"
+    PERMUTATION = "the order of the rows does not matter"
+    TRANSLATION = "moving all rows by t moves the result by t"
+    SCALE = "scaling all rows by a > 0 scales the result by a"
+    WEIGHT_SCALE = "scaling all weights by a > 0 changes nothing"
+    AGREEMENT = "rows that are all equal give that row"
+    HULL = "each coordinate lies between the smallest and the largest of the rows"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a class of rules declares about itself.
+
+    Parameters
+    ----------
+    name : str
+        Name in `discover` and in run-configs.
+    laws : frozenset of Law
+        Equalities that hold for all inputs.
+    bound : callable or None
+        λ -> c_λ such that ``‖A(x, s) − x̄_G‖² <= c_λ ρ²`` for every G of weight at least
+        (1 − λ)S; None if no constant exists or none is proved.
+    sources : tuple of str
+        Where definition and bound are written down.
+    """
+
+    name: str
+    laws: frozenset[Law]
+    bound: Callable[[float], float] | None
+    sources: tuple[str, ...]
+
+
+class WeightedRule(ABC):
+    """Base of the rules in this package: a float64 core, checked and rounded once at the end.
+
+    A subclass is a frozen dataclass with a ``RULE`` and an `aggregate`. A third party's rule
+    need not derive from it: any `Aggregator` works everywhere.
+    """
+
+    RULE: ClassVar[Rule]
+
+    @abstractmethod
+    def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return the unrounded result.
+
+        Parameters
+        ----------
+        rows : Tensor
+            (m, d), m >= 1, as the caller gave them.
+        weights : Tensor
+            (m,) float64 or int64 on the rows' device. Rows of weight zero must not matter.
+
+        Returns
+        -------
+        Tensor
+            (d,) float64. Anything where a row of positive weight is not finite.
+        """
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Laws that this very rule keeps; compositions keep only what their parts keep."""
+        return self.RULE.laws
+
+    def bound(self, lam: float) -> float | None:
+        """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved."""
+        return None if self.RULE.bound is None else self.RULE.bound(lam)
+
+    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Aggregate rows with weights.
+
+        Parameters
+        ----------
+        rows : Tensor
+            (m, d) floating. Finite; squares must stay inside float64 (norms up to 1e150).
+        weights : Tensor
+            (m,) non-negative with positive sum, integer or floating. Used in int64 or float64,
+            never in the rows' dtype. Rows of weight zero are as if absent.
+
+        Returns
+        -------
+        Tensor
+            (d,) of the rows' dtype and device, sharing memory with no input. All NaN if a
+            positively weighted row is not finite, a weight is negative or NaN, or all are zero:
+            finding out by an exception would cost a synchronisation with the device.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit or rows are not floating (known without looking at values).
+        """
+        _check_shapes(rows, weights)
+        used = as_weights(weights, rows.device)
+        result = self.aggregate(rows, used)
+        usable = all_finite(rows, used) & (used >= 0).all() & (used.sum() > 0)
+        return torch.where(usable, result, torch.nan).to(rows.dtype)
+
+
+def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return a rule's result in float64, unrounded where the rule is one of ours.
+
+    Meta-rules measure distances to their base's result: rounded to float32 it would be off by
+    3e-5 for rows of norm 500, more than such rows may differ.
+    """
+    if isinstance(rule, WeightedRule):
+        return rule.aggregate(rows, weights)
+    return rule(rows.to(torch.float64), weights)
+
+
+def laws_of(rule: Aggregator) -> frozenset[Law]:
+    """Laws a rule declares; a third party's rule without a declaration keeps none."""
+    return rule.laws if isinstance(rule, WeightedRule) else frozenset(getattr(rule, "laws", ()))
+
+
+def bound_of(rule: Aggregator, lam: float) -> float | None:
+    """c_λ a rule declares, or None."""
+    bound = getattr(rule, "bound", None)
+    return bound(lam) if callable(bound) else None
+
+
+def _check_shapes(rows: Tensor, weights: Tensor) -> None:
+    if rows.ndim != 2 or rows.shape[0] == 0 or not rows.is_floating_point():
+        raise ValueError(
+            f"rows have shape {tuple(rows.shape)} and dtype {rows.dtype}: they must be a "
+            "floating (m, d) tensor with m >= 1; stack the vectors with torch.stack."
+        )
+    if weights.shape != rows.shape[:1] or weights.is_complex():
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)} and dtype {weights.dtype}: they must be "
+            f"({rows.shape[0]},) real numbers, one for each row."
+        )

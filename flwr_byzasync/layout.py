@@ -1,0 +1,173 @@
+"""Names, shapes and dtypes of a model, and the way between them and one flat vector."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named array of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The fixed order of some named arrays in one flat vector.
+
+    Parameters
+    ----------
+    entries : tuple of Entry
+        The arrays in order; entry k fills the next ``size`` elements of the vector.
+
+    Examples
+    --------
+    >>> layout = Layout.of({"w": torch.ones(2, 2), "b": torch.zeros(2)})
+    >>> layout.size, layout.dtype
+    (6, torch.float32)
+    >>> layout.flatten({"w": torch.ones(2, 2), "b": torch.zeros(2)})
+    tensor([1., 1., 1., 1., 0., 0.])
+    """
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
+        """Read the layout off named tensors, in their order."""
+        return cls(tuple(Entry(k, tuple(v.shape), v.dtype) for k, v in tensors.items()))
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(entry.name for entry in self.entries)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the flat vector: float32 or wider for floating entries, int64 for others.
+
+        Half-precision models keep float32 state on the server, because steps of 1e-4 of a
+        parameter's size would be lost in their 8 to 11 bits.
+        """
+        if self.entries and not any(entry.dtype.is_floating_point for entry in self.entries):
+            return torch.int64
+        return reduce(torch.promote_types, (e.dtype for e in self.entries), torch.float32)
+
+    def flatten(self, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> Tensor:
+        """Join named tensors into a new flat vector of this layout's dtype.
+
+        Raises
+        ------
+        KeyError
+            If a name of the layout is missing.
+        """
+        parts = [tensors[e.name].detach().reshape(-1).to(device, self.dtype) for e in self.entries]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=device)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Cut a flat vector into named tensors of their own shape and dtype.
+
+        Entries of the vector's dtype are views of it: copy before writing.
+        """
+        parts = torch.split(vector, [entry.size for entry in self.entries])
+        return {
+            e.name: part.reshape(e.shape).to(e.dtype)
+            for e, part in zip(self.entries, parts, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """A model's arrays in three groups, because each is aggregated in its own way.
+
+    Parameters
+    ----------
+    order : tuple of str
+        All names as the user gave them; results come back in this order.
+    parameters : Layout
+        What replies update and the robust rule aggregates.
+    buffers : Layout
+        Floating buffers such as running means: median of the nodes' values.
+    counters : Layout
+        Integer and boolean buffers: never averaged, they keep a value that some node sent.
+    """
+
+    order: tuple[str, ...]
+    parameters: Layout
+    buffers: Layout
+    counters: Layout
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], buffers: Collection[str] = ()) -> "ModelLayout":
+        """Sort a model's arrays into parameters, buffers and counters.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+            The initial arrays, for example a ``state_dict``.
+        buffers : collection of str
+            Names that are not parameters; a ``state_dict`` does not say which they are.
+            Integer arrays are counters with or without being named.
+
+        Raises
+        ------
+        ConfigError
+            If there are no arrays, `buffers` names one that does not exist, no floating
+            parameter remains, or a parameter is complex or not finite.
+        """
+        if isinstance(buffers, str):
+            raise ConfigError("buffers", buffers, "a collection of names", "wrap it in a tuple")
+        unknown = sorted(set(buffers) - set(tensors))
+        if unknown:
+            legal = f"names among {', '.join(tensors) or 'the initial arrays'}"
+            raise ConfigError("buffers", unknown, legal, "take them from dict(model.named_buffers())")
+        groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "buffers": {}, "counters": {}}
+        for name, tensor in tensors.items():
+            _check_initial(name, tensor)
+            if not tensor.is_floating_point():
+                groups["counters"][name] = tensor
+            else:
+                groups["buffers" if name in buffers else "parameters"][name] = tensor
+        layouts = {group: Layout.of(members) for group, members in groups.items()}
+        if layouts["parameters"].size == 0:
+            raise ConfigError(
+                "initial_arrays",
+                list(tensors),
+                "at least one non-empty floating array that is not a buffer",
+                "pass for example ArrayRecord(model.state_dict())",
+            )
+        return cls(tuple(tensors), **layouts)
+
+    def merge(self, *groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Join named tensors of all groups in the user's order."""
+        merged: dict[str, Tensor] = {}
+        for group in groups:
+            merged.update(group)
+        return {name: merged[name] for name in self.order}
+
+
+def _check_initial(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        fix = "split it into its real and imaginary part"
+        raise ConfigError(f"initial_arrays[{name!r}]", tensor.dtype, "of a real dtype", fix)
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        fix = "start from finite values"
+        raise ConfigError(f"initial_arrays[{name!r}]", "NaN or infinity", "finite", fix)
