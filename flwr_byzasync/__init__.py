@@ -1,0 +1,14 @@
+"""Asynchronous, weighted, Byzantine-robust aggregation with μ²-SGD for Flower."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from flwr_byzasync.client import Gradient, Query, client_app
+from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.strategy import AsyncRobust
+
+try:
+    __version__ = version("flwr-byzasync")
+except PackageNotFoundError:  # inside a Flower app bundle, which is not installed
+    __version__ = "0.1.0"
+
+__all__ = ["AsyncRobust", "ConfigError", "Gradient", "Query", "Reason", "client_app"]

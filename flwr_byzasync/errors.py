@@ -115,9 +115,10 @@ def check_integer(name: str, value: object, *, low: int, fix: str, high: int | N
     legal = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(name, value, legal, fix)
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ConfigError(name, value, legal, fix)
-    return int(value)
+    return number
 
 
 def check_choice(name: str, value: object, choices: Collection[str], *, fix: str) -> str:

@@ -138,7 +138,9 @@ class ModelLayout:
         unknown = sorted(set(buffers) - set(tensors))
         if unknown:
             legal = f"names among {', '.join(tensors) or 'the initial arrays'}"
-            raise ConfigError("buffers", unknown, legal, "take them from dict(model.named_buffers())")
+            raise ConfigError(
+                "buffers", unknown, legal, "take them from dict(model.named_buffers())"
+            )
         groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "buffers": {}, "counters": {}}
         for name, tensor in tensors.items():
             _check_initial(name, tensor)

@@ -5,6 +5,7 @@ It runs on the CPU, where asking whether it has converged costs nothing.
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from flwr_byzasync.aggregators.median import middle_values
 
@@ -49,27 +50,27 @@ def fermat_weber(points: Tensor, weights: Tensor) -> Tensor:
 def _solve(p: Tensor, w: Tensor) -> Tensor:
     best = _best_data_point(p, w)
     offset = p - p[best]
-    distance = offset.norm(dim=1)
+    distance = vector_norm(offset, dim=1)
     here = distance == 0
     if here.all():
         return w
     units = offset[~here] / distance[~here].unsqueeze(1)
     along = units @ units[0]
-    if bool(((units - along.unsqueeze(1) * units[0]).norm(dim=1) <= COLLINEAR).all()):
+    if bool((vector_norm(units - along.unsqueeze(1) * units[0], dim=1) <= COLLINEAR).all()):
         return _median_on_line(offset @ units[0], w)
     pull = w[~here] @ units
     resistance = w[here].sum()
-    if pull.norm() <= resistance * (1 + p.shape[0] * EPS):
+    if vector_norm(pull) <= resistance * (1 + p.shape[0] * EPS):
         return torch.where(here, w, 0.0) / resistance
     # Ostresh's step off a data point: downhill by as much as the curvature of the rest allows.
-    step = (1 - resistance / pull.norm()) / (w[~here] / distance[~here]).sum()
+    step = (1 - resistance / vector_norm(pull)) / (w[~here] / distance[~here]).sum()
     return _descend(p, w, p[best] + step * pull)
 
 
 def _best_data_point(p: Tensor, w: Tensor) -> int:
     """Index of the point with the smallest objective; only it can be a minimiser."""
     exact = "donot_use_mm_for_euclid_dist"
-    costs = [torch.cdist(block, p, compute_mode=exact) @ w for block in p.split(1024)]
+    costs = [torch.cdist(block, p, compute_mode=exact) @ w for block in torch.split(p, 1024)]
     return int(torch.cat(costs).argmin())
 
 
@@ -85,7 +86,7 @@ def _descend(p: Tensor, w: Tensor, z: Tensor) -> Tensor:
     cost, stalled = torch.inf, 0
     for _ in range(MAX_STEPS):
         offset = p - z
-        distance = offset.norm(dim=1)
+        distance = vector_norm(offset, dim=1)
         units = offset / distance.unsqueeze(1)
         pull = w / distance
         force = w @ units
@@ -93,15 +94,17 @@ def _descend(p: Tensor, w: Tensor, z: Tensor) -> Tensor:
         if p.shape[1] <= NEWTON_DIMENSIONS:
             hessian = pull.sum() * identity - units.t() @ (units * pull.unsqueeze(1))
             candidates.insert(0, z + torch.linalg.solve_ex(hessian, force).result)
-        costs = [float(torch.where(c.isfinite().all(), (p - c).norm(dim=1) @ w, torch.inf))
-                 for c in candidates]
+        costs = [
+            float(torch.where(c.isfinite().all(), vector_norm(p - c, dim=1) @ w, torch.inf))
+            for c in candidates
+        ]
         lowest = min(costs)
         # Where the objective is flat to rounding, Newton still halves the digits missing.
         stalled = stalled + 1 if lowest >= cost else 0
-        if bool(force.norm() <= 4 * p.shape[0] * EPS) or stalled >= 3:
+        if bool(vector_norm(force) <= 4 * p.shape[0] * EPS) or stalled >= 3:
             break
         cost = min(cost, lowest)
         flat = costs[0] <= lowest * (1 + 4 * EPS)
         z = candidates[0 if flat else costs.index(lowest)]
-    pull = w / (p - z).norm(dim=1)
-    return pull / pull.sum()
+    last: Tensor = w / vector_norm(p - z, dim=1)
+    return last / last.sum()

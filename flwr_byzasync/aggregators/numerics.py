@@ -27,13 +27,13 @@ def all_finite(rows: Tensor, weights: Tensor) -> Tensor:
 
 def column_blocks(rows: Tensor) -> Iterator[Tensor]:
     """Yield views of consecutive columns, about `BLOCK` elements each."""
-    yield from rows.split(_width(rows), dim=1)
+    yield from torch.split(rows, _width(rows), dim=1)
 
 
 def paired_blocks(rows: Tensor, point: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the same column blocks of (m, d) rows and of a (d,) point."""
     width = _width(rows)
-    yield from zip(rows.split(width, dim=1), point.split(width), strict=True)
+    yield from zip(torch.split(rows, width, dim=1), torch.split(point, width), strict=True)
 
 
 def heaviest_row(rows: Tensor, weights: Tensor) -> Tensor:

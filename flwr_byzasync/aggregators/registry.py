@@ -4,9 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
-from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,10 +16,10 @@ from flwr_byzasync.aggregators.rule import (
     laws_of,
     precise,
 )
+from flwr_byzasync.discovery import declared
 from flwr_byzasync.errors import ConfigError
 
 PACKAGE = "flwr_byzasync.aggregators"
-SUFFIX = "-unweighted"
 
 
 @cache
@@ -39,18 +36,8 @@ def discover() -> Mapping[str, type[WeightedRule]]:
     >>> sorted(discover())
     ['ctma', 'cwmed', 'gm', 'mean', 'rfa']
     """
-    found: dict[str, type[WeightedRule]] = {}
-    for module in iter_modules(import_module(PACKAGE).__path__):
-        if module.name == "registry":
-            continue  # `Unweighted` is written as a suffix, not as a name
-        for member in vars(import_module(f"{PACKAGE}.{module.name}")).values():
-            declared = isinstance(member, type) and isinstance(member.__dict__.get("RULE"), Rule)
-            if declared and member.__module__ == f"{PACKAGE}.{module.name}":
-                name = member.RULE.name
-                if name in found:
-                    raise RuntimeError(f"two rules are named {name!r}: {found[name]}, {member}")
-                found[name] = member
-    return MappingProxyType(dict(sorted(found.items())))
+    # `Unweighted` lives in this module: it is written as a suffix, not as a name.
+    return declared(PACKAGE, "RULE", without=("registry",))
 
 
 def build(text: str, byz_fraction: float) -> Aggregator:

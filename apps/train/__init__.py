@@ -1,0 +1,1 @@
+"""The reference app: a federation under attack, every setting a run-config key."""

@@ -1,0 +1,106 @@
+"""The nodes of the reference app, honest and Byzantine."""
+
+from functools import cache
+
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from apps.train.settings import Settings
+from apps.train.tasks import Split, discover
+from apps.train.tasks.task import partition_iid
+from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
+from flwr_byzasync.attacks import LabelAttack, VectorAttack
+from flwr_byzasync.estimators import Estimator
+from flwr_byzasync.mods import attack_mod
+
+
+def settings_of(context: Context) -> Settings:
+    """Return the checked run-config."""
+    return _settings(tuple(sorted(context.run_config.items())))
+
+
+@cache
+def _settings(items: tuple[tuple[str, object], ...]) -> Settings:
+    return Settings.of(dict(items))
+
+
+def attack_of(context: Context) -> VectorAttack | LabelAttack | None:
+    """Return what this node does to others: nodes with partition-id < byzantine-nodes lie."""
+    settings = settings_of(context)
+    chosen = attacks.discover().get(settings.attack)
+    byzantine = int(context.node_config["partition-id"]) < settings.byzantine_nodes
+    return chosen() if chosen is not None and byzantine else None
+
+
+def vector_attack_of(context: Context) -> VectorAttack | None:
+    """Return the attack on what is sent, if that is this node's."""
+    attack = attack_of(context)
+    return attack if isinstance(attack, VectorAttack) else None
+
+
+@cache
+def _task_data(name: str, data_dir: str) -> Split:
+    return discover()[name].load(data_dir)[0]
+
+
+@cache
+def _model(dataset: str, model: str, seed: int) -> nn.Module:
+    return discover()[dataset].make_model(model, seed)
+
+
+def partition_of(context: Context) -> Split:
+    """Return this node's training examples, with the labels that it trains on."""
+    settings = settings_of(context)
+    mine = partition_iid(
+        _task_data(settings.dataset, settings.data_dir),
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+        settings.seed,
+    )
+    attack = attack_of(context)
+    if isinstance(attack, LabelAttack):
+        classes = discover()[settings.dataset].classes
+        return Split(mine.inputs, attack.transform(mine.labels, classes))
+    return mine
+
+
+def gradient(query: Query) -> Gradient:
+    """Return the gradient of the cross-entropy on one batch."""
+    settings, mine = settings_of(query.context), partition_of(query.context)
+    model = _model(settings.dataset, settings.model, settings.seed)
+    device = next(iter(query.parameters.values())).device
+    batch = torch.randint(len(mine.labels), (settings.batch_size,), generator=query.generator)
+    inputs, labels = mine.inputs[batch].to(device), mine.labels[batch].to(device)
+    parameters = {k: v.detach().requires_grad_() for k, v in query.parameters.items()}
+    model.train()
+    outputs: Tensor = functional_call(model, {**parameters, **query.buffers}, (inputs,))
+    loss = nn.functional.cross_entropy(outputs, labels)
+    slopes = torch.autograd.grad(loss, list(parameters.values()))
+    return Gradient(
+        gradients=dict(zip(parameters, slopes, strict=True)),
+        buffers=query.buffers,
+        metrics={"train_loss": float(loss.detach())},
+    )
+
+
+def _estimator(context: Context) -> Estimator:
+    settings = settings_of(context)
+    return estimators.build(settings.optimizer, settings.chosen_beta)
+
+
+def _device(context: Context) -> str:
+    return settings_of(context).chosen_device
+
+
+app = client_app(
+    gradient, estimator=_estimator, device=_device, mods=[attack_mod(vector_attack_of)]
+)
+
+
+@app.query()
+def identify(message: Message, context: Context) -> Message:
+    """Answer which partition this node holds: for the server app's table, never the strategy."""
+    told = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
+    return Message(RecordDict({"metrics": told}), reply_to=message)

@@ -1,0 +1,66 @@
+"""What a run leaves behind in output-dir, if one is given."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import Result
+from safetensors.torch import save_file
+
+from apps.train.settings import Settings
+from flwr_byzasync.progress import Statistics
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord]
+
+
+class Output:
+    """Writes ``metrics.jsonl`` as the run goes, ``result.json`` and the model at its end.
+
+    Parameters
+    ----------
+    settings : Settings
+        With `output_dir` empty nothing is written; else an absolute path, created if missing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = Path(settings.output_dir) if settings.output_dir else None
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "metrics.jsonl").write_text("")
+
+    def recording(self, evaluate: Evaluate, statistics: Callable[[], Statistics]) -> Evaluate:
+        """Return `evaluate` with a line in ``metrics.jsonl`` for each of its results."""
+
+        def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            metrics = evaluate(server_round, arrays)
+            if self._folder is not None:
+                so_far = {"round": server_round, "replies": statistics().accepted}
+                with (self._folder / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps({**so_far, **metrics}) + "\n")
+            return metrics
+
+        return recorded
+
+    def finish(self, result: Result, statistics: Statistics, partitions: Mapping[int, int]) -> None:
+        """Write the summary and the final model."""
+        if self._folder is None:
+            return
+        rounds = max(result.evaluate_metrics_serverapp)
+        last = result.evaluate_metrics_serverapp[rounds]
+        summary = {
+            "accuracy": last["accuracy"],
+            "loss": last["loss"],
+            "replies": statistics.accepted,
+            "rounds": rounds,
+            "steps": statistics.steps,
+            "mean_staleness": statistics.mean_staleness,
+            "rejected": {reason.name: count for reason, count in statistics.reasons.items()},
+            "weights": {str(partitions.get(n, n)): c for n, c in statistics.replies.items()},
+            "config": {k.replace("_", "-"): v for k, v in asdict(self._settings).items()},
+        }
+        (self._folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
+        tensors = {k: v.contiguous() for k, v in result.arrays.to_torch_state_dict().items()}
+        save_file(tensors, self._folder / "model.safetensors")

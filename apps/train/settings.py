@@ -1,0 +1,154 @@
+"""The run-config as one checked object; each wrong value is one sentence before anything is sent.
+
+`flwr run` checks neither types nor ranges of overrides: ``lr='oops'`` arrives as a string.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apps.train import tasks
+from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync.errors import (
+    ConfigError,
+    check_byz_fraction,
+    check_choice,
+    check_integer,
+    check_number,
+)
+from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
+
+NO_ATTACK = "none"
+PARTITIONS = ("iid",)
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the reference app; a field's name is its run-config key with ``_``.
+
+    Raises
+    ------
+    ConfigError
+        From `of`, naming key, value, legal range and next move.
+    """
+
+    dataset: str
+    model: str
+    partition: str
+    data_dir: str
+    aggregator: str
+    byz_fraction: float
+    attack: str
+    byzantine_nodes: int
+    optimizer: str
+    lr: float
+    beta: float
+    gamma: float
+    batch_size: int
+    num_server_rounds: int
+    updates_per_round: int
+    min_nodes: int
+    seed: int
+    device: str
+    output_dir: str
+
+    @classmethod
+    def of(cls, run_config: Mapping[str, object]) -> "Settings":
+        """Check a run-config key by key."""
+        keys = {field.name.replace("_", "-"): field.name for field in fields(cls)}
+        for key in run_config:
+            if key not in keys:
+                raise ConfigError("run-config", key, f"one of {', '.join(keys)}", "remove it")
+        for key in keys:
+            if key not in run_config:
+                raise ConfigError("run-config", f"no {key}", "complete", f"set {key} in it")
+        checked: dict[str, Any] = {n: _checked(key, run_config[key]) for key, n in keys.items()}
+        settings = cls(**checked)
+        task = tasks.discover()[settings.dataset]
+        check_choice("model", settings.model, task.models, fix="pass for example model='mlp'")
+        aggregators.build(settings.aggregator, settings.byz_fraction)
+        estimators.build(settings.optimizer, settings.chosen_beta)
+        if settings.byzantine_nodes > settings.min_nodes:
+            legal = f"at most min-nodes={settings.min_nodes}"
+            fix = "pass fewer Byzantine nodes, or more nodes"
+            raise ConfigError("byzantine-nodes", settings.byzantine_nodes, legal, fix)
+        return settings
+
+    @property
+    def chosen_beta(self) -> float | None:
+        """β, or None for the optimizer's default."""
+        return None if self.beta == -1.0 else self.beta
+
+    @property
+    def chosen_device(self) -> str:
+        """A device of this machine: CUDA where there is one, unless told otherwise."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def server_optimizer(self) -> Optimizer:
+        """Return the server's half of the optimizer: AnyTime for μ², plain SGD for the others."""
+        if self.optimizer == "mu2":
+            return AnyTimeSGD(lr=self.lr, gamma=self.gamma)
+        return SGD(lr=self.lr)
+
+
+def _checked(key: str, value: object) -> object:
+    """Check one value; integers are fine where a number is wanted."""
+    match key:
+        case "dataset":
+            return check_choice(key, value, tasks.discover(), fix="pass for example 'digits'")
+        case "partition":
+            return check_choice(key, value, PARTITIONS, fix="pass 'iid'")
+        case "attack":
+            known = (*attacks.discover(), NO_ATTACK)
+            return check_choice(key, value, known, fix="pass for example 'sign_flip'")
+        case "optimizer":
+            return check_choice(key, value, estimators.ESTIMATORS, fix="pass for example 'mu2'")
+        case "device":
+            device = check_choice(key, value, DEVICES, fix="pass 'auto'")
+            if device == "cuda" and not torch.cuda.is_available():
+                legal = "'auto' or 'cpu' on a machine where torch finds no CUDA device"
+                raise ConfigError(key, value, legal, "pass 'auto'")
+            return device
+        case "data-dir" | "output-dir":
+            return _checked_directory(key, value)
+        case "byz-fraction":
+            return check_byz_fraction(key, value)
+        case "lr":
+            return check_number(key, value, low=0, closed="neither", fix="pass for example lr=0.03")
+        case "gamma":
+            fix = "pass for example gamma=0.1"
+            return check_number(key, value, low=0, high=1, closed="right", fix=fix)
+        case "beta":
+            return _checked_beta(key, value)
+        case "byzantine-nodes" | "seed":
+            high = 2**63 - 1 if key == "seed" else None
+            return check_integer(key, value, low=0, high=high, fix=f"pass for example {key}=1")
+        case "model" | "aggregator" if not isinstance(value, str):
+            raise ConfigError(key, value, "a name", "write it in quotes")
+        case "model" | "aggregator":
+            return value
+        case _:
+            return check_integer(key, value, low=1, fix=f"pass for example {key}=10")
+
+
+def _checked_beta(key: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == -1:
+        return -1.0
+    fix = "pass -1.0 for the optimizer's default"
+    return check_number(key, value, low=0, high=1, closed="both", fix=fix)
+
+
+def _checked_directory(key: str, value: object) -> str:
+    if not isinstance(value, str) or (value and not Path(value).is_absolute()):
+        # The app runs from a copy of its code, wherever the SuperLink was first started.
+        fix = "write the whole path, beginning at the root"
+        raise ConfigError(key, value, "empty or an absolute path", fix)
+    if key == "data-dir" and value and not Path(value).is_dir():
+        raise ConfigError(key, value, "a directory that exists", "create it or correct the path")
+    return value

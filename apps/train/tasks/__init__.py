@@ -1,0 +1,25 @@
+"""Data sets with their models, one a file; a file that declares TASK is found by its name."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
+
+from apps.train.tasks.task import Split, Task
+
+__all__ = ["Split", "Task", "discover"]
+
+
+@cache
+def discover() -> Mapping[str, Task]:
+    """Return every task by name.
+
+    Examples
+    --------
+    >>> sorted(discover())
+    ['digits']
+    """
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    declared = [module.TASK for module in modules if hasattr(module, "TASK")]
+    return MappingProxyType({task.name: task for task in declared})

@@ -1,0 +1,31 @@
+"""Byzantine behaviour, one attack a file, for tests and for simulations."""
+
+from collections.abc import Mapping
+from functools import cache
+
+from flwr_byzasync.attacks.attack import Attack, LabelAttack, Needs, VectorAttack
+from flwr_byzasync.attacks.label_flip import LabelFlip
+from flwr_byzasync.attacks.sign_flip import SignFlip
+from flwr_byzasync.discovery import declared
+
+__all__ = [
+    "Attack",
+    "LabelAttack",
+    "LabelFlip",
+    "Needs",
+    "SignFlip",
+    "VectorAttack",
+    "discover",
+]
+
+
+@cache
+def discover() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
+    """Return every attack of this package by name, read off the files' declarations.
+
+    Examples
+    --------
+    >>> sorted(discover())
+    ['label_flip', 'sign_flip']
+    """
+    return declared(__name__, "ATTACK")

@@ -1,0 +1,178 @@
+"""What each event makes of the state: ``(state, event) -> state``; no Flower, clock or randomness.
+
+A reply that is not accepted touches neither the table nor the iterates, so that they stay
+bit-identical by construction.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import median
+
+from flwr_byzasync.errors import Reason
+from flwr_byzasync.state import Node, Policy, Rejected, Sent, ServerState, Update, quorum
+from flwr_byzasync.transitions import Effect, Event, Status, move
+
+FIRST_WAIT = 1.0
+"""Seconds before a node of unknown pace is asked again after a fault."""
+REPLY_TIMES_KEPT = 15
+
+
+def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
+    """Take note of who is connected: new nodes join, missing ones are gone.
+
+    The nodes of the first call are the founders that `quorum` waits for.
+    """
+    here = dict.fromkeys(connected)
+    nodes = dict(state.nodes)
+    for node_id in here:
+        nodes.setdefault(node_id, Node(order=len(nodes)))
+    if len(nodes) > len(state.nodes):
+        state = replace(state, nodes=nodes, founders=state.founders or frozenset(here))
+    for node_id in nodes.keys() - here:
+        state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
+    return state
+
+
+def due_nodes(state: ServerState, connected: Iterable[int], now: float) -> list[int]:
+    """Return the nodes to be asked now, in the order in which they joined."""
+    here, waiting = set(connected), (Status.IDLE, Status.LOST)
+    return [
+        node_id
+        for node_id, node in state.nodes.items()
+        if node_id in here and node.status in waiting and node.due <= now
+    ]
+
+
+def on_sent(
+    state: ServerState, node_id: int, message_id: str, query: int, now: float
+) -> ServerState:
+    """Enter a message in the book; an older one of the same node is struck out."""
+    book = {key: line for key, line in state.book.items() if line.node_id != node_id}
+    book[message_id] = Sent(node_id, query, state.iterates.step, now)
+    state = replace(state, book=book, queries=max(state.queries, query + 1))
+    return _advance(state, node_id, Event.READY)
+
+
+def on_unsent(state: ServerState, node_id: int, now: float) -> ServerState:
+    """Take note of a query that could not be handed to the network."""
+    return _advance(state, node_id, Event.UNSENT, Reason.UNSENT, now)
+
+
+def on_reply(
+    state: ServerState, message_id: str, reply: Update | Rejected, now: float
+) -> ServerState:
+    """Take a reply in: count it, aggregate and step, or count why not.
+
+    Parameters
+    ----------
+    state : ServerState
+        Before.
+    message_id : str
+        The message it answers, as the network says; whose it is, the book says.
+    reply : Update or Rejected
+        What was decoded.
+    now : float
+        Seconds of the clock.
+
+    Returns
+    -------
+    ServerState
+        After. If the reply was not accepted, `iterates`, `tables`, `buffers`, `counters` and
+        `accepted` are the very same objects, unwritten.
+    """
+    sent = state.book.get(message_id)
+    if sent is None:
+        return _count(state, Reason.UNSOLICITED)
+    book = {key: line for key, line in state.book.items() if key != message_id}
+    state = replace(state, book=book)
+    if isinstance(reply, Update):
+        return _accept(state, sent, reply, now)
+    node = state.nodes[sent.node_id]
+    last = node.status is Status.ASKED and node.faults + 1 >= state.policy.shut_after
+    event = Event.LAST_FAULT if last else Event.FAULT
+    if node.status is Status.ASKED:
+        state = _with_node(state, sent.node_id, faults=node.faults + 1)
+    return _advance(state, sent.node_id, event, reply.reason, now)
+
+
+def on_clock(state: ServerState, now: float) -> ServerState:
+    """Lose the nodes whose message is older than the time limit; a late reply still counts."""
+    for message_id, sent in state.book.items():
+        if not sent.overdue and now - sent.sent_at > state.policy.reply_timeout:
+            state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})
+            state = _advance(state, sent.node_id, Event.SILENT, Reason.EXPIRED, now)
+            silences = state.nodes[sent.node_id].silences + 1
+            state = _with_node(state, sent.node_id, silences=silences)
+    return state
+
+
+def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> ServerState:
+    node = state.nodes[sent.node_id]
+    status, effects = move(node.status, Event.UPDATE)
+    if Effect.ACCEPT not in effects:
+        return state
+    tables = state.tables
+    row = len(tables.parameters) if node.row is None else node.row
+    tables.parameters.replace(row, update.vector)
+    tables.buffers.replace(row, update.buffers)
+    tables.counters.replace(row, update.counters)
+    times = (*node.reply_times, now - sent.sent_at)[-REPLY_TIMES_KEPT:]
+    nodes = dict(state.nodes)
+    nodes[sent.node_id] = replace(
+        node,
+        row=row,
+        status=status,
+        due=now,
+        accepted=node.accepted + 1,
+        faults=0,
+        silences=0,
+        reply_times=times,
+        metrics=update.metrics,
+    )
+    staleness = state.staleness + state.iterates.step - sent.step
+    state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
+    return _step(state) if len(tables.parameters) >= quorum(state) else state
+
+
+def _step(state: ServerState) -> ServerState:
+    tables, layout = state.tables, state.layout
+    return replace(
+        state,
+        iterates=state.optimizer.step(state.iterates, tables.parameters.direction()),
+        buffers=tables.buffers.direction() if layout.buffers.size else state.buffers,
+        counters=tables.counters.direction() if layout.counters.size else state.counters,
+    )
+
+
+def _advance(
+    state: ServerState, node_id: int, event: Event, reason: Reason | None = None, now: float = 0.0
+) -> ServerState:
+    """Carry out a row of the transition table other than an acceptance."""
+    node = state.nodes[node_id]
+    status, effects = move(node.status, event)
+    if Effect.BACK_OFF in effects:
+        state = _with_node(state, node_id, due=now + _wait(node, event, state.policy))
+    if Effect.COUNT in effects and reason is not None:
+        state = _count(state, reason)
+    return _with_node(state, node_id, status=status)
+
+
+def _wait(node: Node, event: Event, policy: Policy) -> float:
+    """Seconds before a node is asked again, doubled with each fault or silence in a row.
+
+    After a silence the node is given the whole time limit again, and then twice as much: asking
+    anew strikes the old message out, so a node slower than the limit would never be heard.
+    """
+    if event is Event.SILENT:
+        return policy.reply_timeout * 2.0**node.silences
+    pace = median(node.reply_times) if node.reply_times else FIRST_WAIT
+    return float(pace * 2.0 ** max(node.faults - 1, 0))
+
+
+def _with_node(state: ServerState, node_id: int, **changes: object) -> ServerState:
+    changed = replace(state.nodes[node_id], **changes)  # type: ignore[arg-type]
+    return replace(state, nodes={**state.nodes, node_id: changed})
+
+
+def _count(state: ServerState, reason: Reason) -> ServerState:
+    return replace(state, reasons={**state.reasons, reason: state.reasons.get(reason, 0) + 1})

@@ -1,0 +1,114 @@
+"""What a run tells about itself: a snapshot for programs and one line a round for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+
+import torch
+
+from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.errors import Reason
+from flwr_byzasync.state import ServerState
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot of a run.
+
+    Parameters
+    ----------
+    replies : mapping of int to int
+        Accepted replies by node id, in the order of joining: the weights s_i.
+    reasons : mapping of Reason to int
+        Replies that were not used.
+    steps : int
+        Server steps.
+    mean_staleness : float
+        Steps between sending a query and receiving its reply, averaged over accepted replies.
+    """
+
+    replies: Mapping[int, int] = field(default_factory=dict)
+    reasons: Mapping[Reason, int] = field(default_factory=dict)
+    steps: int = 0
+    mean_staleness: float = 0.0
+
+    @property
+    def accepted(self) -> int:
+        """Accepted replies of all nodes."""
+        return sum(self.replies.values())
+
+    @property
+    def rejected(self) -> int:
+        """Replies that were not used, for any reason."""
+        return sum(self.reasons.values())
+
+    def share(self, node_ids: set[int]) -> float:
+        """Return the share of all weight that some nodes hold, in [0, 1]."""
+        held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
+        return held / self.accepted if self.accepted else 0.0
+
+
+def statistics(state: ServerState) -> Statistics:
+    """Return the snapshot of a state."""
+    return Statistics(
+        replies=MappingProxyType({key: node.accepted for key, node in state.nodes.items()}),
+        reasons=MappingProxyType(dict(state.reasons)),
+        steps=state.iterates.step,
+        mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
+    )
+
+
+def weighted_metrics(state: ServerState) -> dict[str, float]:
+    """Return the weighted median of each metric that nodes of most weight reported last.
+
+    A median, so that no liar can distort it; weighted by the server's own counts.
+    """
+    heard = [node for node in state.nodes.values() if node.accepted]
+    total = sum(node.accepted for node in heard)
+    result = {}
+    for name in sorted({name for node in heard for name in node.metrics}):
+        told = [(node.metrics[name], node.accepted) for node in heard if name in node.metrics]
+        if 2 * sum(count for _, count in told) > total:
+            values = torch.tensor([[value] for value, _ in told], dtype=torch.float64)
+            weights = torch.tensor([count for _, count in told])
+            result[name] = float(CoordinateWiseMedian()(values, weights))
+    return result
+
+
+class RoundLog:
+    """Makes the line of a round; keeps what the last line said, to tell only what is new."""
+
+    def __init__(self, num_rounds: int, size: int, now: float) -> None:
+        self._num_rounds, self._size = num_rounds, size
+        self._began = self._last = now
+        self._accepted = self._staleness = 0
+
+    def line(
+        self,
+        server_round: int,
+        state: ServerState,
+        metrics: Mapping[str, object] | None,
+        now: float,
+    ) -> str:
+        """Return round, replies and their rate, metrics, staleness, rejected and time left."""
+        fresh = state.accepted - self._accepted
+        rate = fresh / max(now - self._last, 1e-9)
+        staleness = (state.staleness - self._staleness) / max(fresh, 1)
+        rejected = sum(state.reasons.values())
+        # The first round waits for the clients to start, so only later ones tell the pace.
+        pace = (now - self._began) / server_round if server_round == 1 else self._pace(now)
+        left = timedelta(seconds=round(pace * (self._num_rounds - server_round)))
+        self._last, self._accepted, self._staleness = now, state.accepted, state.staleness
+        parts = [f"{state.accepted} replies ({rate:.1f}/s)"]
+        if metrics:
+            parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
+        parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
+        return f"[ROUND {server_round}/{self._num_rounds}] " + " | ".join(parts)
+
+    def _pace(self, now: float) -> float:
+        return now - self._last
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

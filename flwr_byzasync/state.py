@@ -1,0 +1,218 @@
+"""Everything the server knows, as frozen dataclasses; `events` says how it changes.
+
+The one exception is the table of latest vectors, which an accepted reply overwrites row by row.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators import Aggregator, CoordinateWiseMedian
+from flwr_byzasync.aggregators.median import middle_values
+from flwr_byzasync.errors import Reason
+from flwr_byzasync.layout import Layout, ModelLayout
+from flwr_byzasync.optimizers import Iterates, Optimizer
+from flwr_byzasync.table import Table
+from flwr_byzasync.transitions import Status
+
+
+@dataclass(frozen=True)
+class Update:
+    """A reply that can be used.
+
+    Parameters
+    ----------
+    vector : Tensor
+        (d,) finite, of the parameters' flat dtype, on the server's device.
+    buffers, counters : Tensor
+        The model's other arrays, flat; empty where the model has none.
+    metrics : mapping of str to float
+        Finite scalars that the node reported. They are shown, never used.
+    """
+
+    vector: Tensor
+    buffers: Tensor
+    counters: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A reply that cannot be used, and why."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One line of the book: a message that was sent and may still be answered."""
+
+    node_id: int
+    query: int
+    step: int
+    sent_at: float
+    overdue: bool = False
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the server knows of one node. Nothing in it is taken from what the node claims.
+
+    Parameters
+    ----------
+    order : int
+        Set once: position in the order of joining.
+    row : int or None
+        Set once, by the first accepted reply: its row in the table.
+    status, due : Status, float
+        Every event: see `Status`; seconds of the clock before which it is not asked.
+    accepted, faults, silences : int
+        Every reply: accepted ones in all (the weight s_i); faults and silences in a row.
+    reply_times : tuple of float
+        Every accepted reply: seconds that the last ones took.
+    metrics : mapping of str to float
+        Every accepted reply: what it reported last.
+    """
+
+    order: int
+    row: int | None = None
+    status: Status = Status.IDLE
+    due: float = 0.0
+    accepted: int = 0
+    faults: int = 0
+    silences: int = 0
+    reply_times: tuple[float, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Numbers that decide when a step is made and when a node is given up.
+
+    Parameters
+    ----------
+    min_nodes : int or None
+        Distinct nodes that must have replied before the first step. None: all that were
+        connected at the start and are still there, and never less than more than half of them.
+    shut_after : int
+        Faults in a row after which a node is not asked again.
+    reply_timeout : float
+        Seconds after which a message counts as unanswered.
+    """
+
+    min_nodes: int | None = None
+    shut_after: int = 5
+    reply_timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Latest values of every node, by how they are aggregated."""
+
+    parameters: Table[object]
+    buffers: Table[object]
+    counters: Table[object]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The whole state of a run.
+
+    Parameters
+    ----------
+    layout, optimizer, policy, founders
+        Set once: the model, the server's step, the policy, and the nodes of the start.
+    tables
+        Set once; overwritten in place by each accepted reply.
+    iterates, buffers, counters
+        Every step: the optimizer's state and the model's other arrays, flat.
+    nodes, book, queries
+        Every event: nodes by id, messages in flight by message id, queries sent so far.
+    accepted, staleness, reasons
+        Every reply: accepted replies, the sum of their staleness, rejected ones by reason.
+    """
+
+    layout: ModelLayout
+    optimizer: Optimizer
+    policy: Policy
+    tables: Tables
+    iterates: Iterates
+    buffers: Tensor
+    counters: Tensor
+    founders: frozenset[int] = frozenset()
+    nodes: Mapping[int, Node] = field(default_factory=dict)
+    book: Mapping[str, Sent] = field(default_factory=dict)
+    queries: int = 0
+    accepted: int = 0
+    staleness: int = 0
+    reasons: Mapping[Reason, int] = field(default_factory=dict)
+
+
+def begin(
+    tensors: Mapping[str, Tensor],
+    buffers: Collection[str],
+    aggregator: Aggregator,
+    optimizer: Optimizer,
+    policy: Policy,
+    device: torch.device,
+) -> ServerState:
+    """Return the state before the first event.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        The initial model.
+    buffers : collection of str
+        Names in it that are no parameters.
+    aggregator, optimizer, policy
+        The rule for the parameters, the server's step, and when to make it.
+    device : torch.device
+        Where rows are kept and aggregated.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no floating parameters, or values that are not finite.
+    """
+    layout = ModelLayout.of(tensors, buffers)
+    rules = {
+        "parameters": aggregator,
+        # A median: every value stays among the nodes' own, so a variance stays positive.
+        "buffers": CoordinateWiseMedian(),
+        "counters": _lower_median,
+    }
+    tables = {}
+    for name, rule in rules.items():
+        group: Layout = getattr(layout, name)
+        tables[name] = Table[object](rule, group.size, group.dtype, device)
+    return ServerState(
+        layout=layout,
+        optimizer=optimizer,
+        policy=policy,
+        tables=Tables(**tables),
+        iterates=optimizer.init(layout.parameters.flatten(tensors, device)),
+        buffers=layout.buffers.flatten(tensors, device),
+        counters=layout.counters.flatten(tensors, device),
+    )
+
+
+def quorum(state: ServerState) -> int:
+    """Return the number of distinct nodes that must have replied before the first step.
+
+    One early liar must never steer alone: without `min_nodes` every founder is waited for that
+    is still there, and more than half of them whatever becomes of the others.
+    """
+    if state.policy.min_nodes is not None:
+        return state.policy.min_nodes
+    away = (Status.LOST, Status.SHUT)
+    founders = [state.nodes[node_id] for node_id in state.founders]
+    present = [node for node in founders if node.status not in away or node.row is not None]
+    return max(len(present), len(founders) // 2 + 1)
+
+
+def _lower_median(rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted median of integers that is always one of them: no average of two counters."""
+    return middle_values(rows, weights.to(rows.device))[0]
