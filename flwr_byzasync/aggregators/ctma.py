@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from flwr_byzasync.aggregators.median import sharp_bound
 from flwr_byzasync.aggregators.numerics import combine, squared_distances
@@ -20,8 +21,9 @@ from flwr_byzasync.aggregators.rule import (
 from flwr_byzasync.errors import ConfigError, check_byz_fraction
 
 TIE = 1e-12
-"""Rows whose distances differ by less than this factor are equally far: closer than that,
-float64 cannot tell them apart, and the order of the nodes would decide."""
+"""Rows whose distances differ by less than this factor, or by less than the rounding of the
+centre, are equally far: float64 cannot tell them apart, and that rounding would decide."""
+EPS = torch.finfo(torch.float64).eps
 
 
 def meta_bound(lam: float, base: float) -> float:
@@ -103,11 +105,12 @@ class CTMA(WeightedRule):
         centre = precise(self.base, rows, weights)
         distance = squared_distances(rows, centre).sqrt()
         mass = weights.to(torch.float64)
-        kept = keep_nearest(distance, mass, (1.0 - self.byz_fraction) * mass.sum())
+        wanted = (1.0 - self.byz_fraction) * mass.sum()
+        kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
         return combine(rows, kept / kept.sum(), centre)
 
 
-def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:
+def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor, blur: Tensor) -> Tensor:
     """Return the weights that remain of each row when the nearest hold `wanted` together.
 
     Parameters
@@ -116,6 +119,8 @@ def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:
         (m,) float64.
     wanted : Tensor
         0-dim float64 in (0, S].
+    blur : Tensor
+        0-dim float64, how far off the distances may be by rounding of the point they start from.
 
     Returns
     -------
@@ -128,8 +133,9 @@ def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:
     # Slack, or rounding in the sum of all weights could leave the cut beyond the last row.
     reached = weights[order].cumsum(dim=0) >= wanted * (1.0 - TIE)
     cut = distance[order].gather(0, reached.to(torch.uint8).argmax(dim=0, keepdim=True))
-    near = distance < cut * (1.0 - TIE)
-    tied = ~near & (distance <= cut * (1.0 + TIE))
+    same = TIE * cut + blur
+    near = distance < cut - same
+    tied = ~near & (distance <= cut + same)
     whole = torch.where(near, weights, 0.0)
     at_cut = torch.where(tied, weights, 0.0)
     missing = (wanted - whole.sum()).clamp(min=0.0)

@@ -13,8 +13,13 @@ EPS = torch.finfo(torch.float64).eps
 COLLINEAR = 1e-12
 """Sine of the angle up to which directions count as one line. An angle has no scale, so no far
 outlier can make the others look collinear."""
+COINCIDENT = 256 * EPS
+"""Points carry rounding of up to this factor of their norm: two that are closer are the same
+point, or rows that coincide would pull one another in directions made of rounding."""
 MAX_STEPS = 200
-NEWTON_DIMENSIONS = 512
+DAMPING = 0.5 ** torch.arange(8, dtype=torch.float64)
+"""Parts of a Newton step that are tried: near a data point the whole one is often too long."""
+NEWTON_DIMENSIONS = 2048
 """Above this many coordinates a Newton step's cubic cost is worse than many Weiszfeld steps."""
 
 
@@ -22,14 +27,16 @@ def fermat_weber(points: Tensor, weights: Tensor) -> Tensor:
     """Return coefficients a with ``Σ a_i p_i = argmin_z Σ w_i ‖p_i − z‖``.
 
     At a data point the optimality test of Vardi and Zhang (2000, PNAS) decides exactly. Between
-    data points, each step takes the better of Newton's and Weiszfeld's, so the objective falls
-    at every step and the end is quadratic. Points on one line have a weighted median instead,
-    the midpoint where minimisers form a segment.
+    data points, each step takes the best of Newton's, parts of it and Weiszfeld's, so the
+    objective falls at every step and the end is quadratic. Points on one line have a weighted
+    median instead, the midpoint where minimisers form a segment. Objectives are compared by a
+    formula for their difference: a far outlier adds 1e20 to each, and subtraction would leave
+    nothing of what the others say.
 
     Parameters
     ----------
     points : Tensor
-        (m, k) finite float64 on the CPU.
+        (m, k) finite float64 on the CPU, the origin among the bulk of them.
     weights : Tensor
         (m,) float64, non-negative.
 
@@ -50,15 +57,17 @@ def fermat_weber(points: Tensor, weights: Tensor) -> Tensor:
 def _solve(p: Tensor, w: Tensor) -> Tensor:
     best = _best_data_point(p, w)
     offset = p - p[best]
-    distance = vector_norm(offset, dim=1)
-    here = distance == 0
+    distance, norm = vector_norm(offset, dim=1), vector_norm(p, dim=1)
+    blur = COINCIDENT * (norm + norm[best])
+    here = distance <= blur
     if here.all():
         return w
-    units = offset[~here] / distance[~here].unsqueeze(1)
-    along = units @ units[0]
-    if bool((vector_norm(units - along.unsqueeze(1) * units[0], dim=1) <= COLLINEAR).all()):
-        return _median_on_line(offset @ units[0], w)
-    pull = w[~here] @ units
+    line = offset[distance.argmax()] / distance.max()
+    along = offset @ line
+    aside = vector_norm(offset - along.unsqueeze(1) * line, dim=1)
+    if bool((here | (aside <= COLLINEAR * distance + blur)).all()):
+        return _median_on_line(torch.where(here, 0.0, along), w)
+    pull = (w[~here] / distance[~here]) @ offset[~here]
     resistance = w[here].sum()
     if vector_norm(pull) <= resistance * (1 + p.shape[0] * EPS):
         return torch.where(here, w, 0.0) / resistance
@@ -69,9 +78,18 @@ def _solve(p: Tensor, w: Tensor) -> Tensor:
 
 def _best_data_point(p: Tensor, w: Tensor) -> int:
     """Index of the point with the smallest objective; only it can be a minimiser."""
+    origin = torch.zeros_like(p[0])
+    return int(torch.cat([_change(p, w, origin, block) for block in torch.split(p, 1024)]).argmin())
+
+
+def _change(p: Tensor, w: Tensor, z: Tensor, to: Tensor) -> Tensor:
+    """By how much the objective at the rows of `to` exceeds that at `z`: error EPS·‖to − z‖."""
+    offset, step = p - z, to - z
     exact = "donot_use_mm_for_euclid_dist"
-    costs = [torch.cdist(block, p, compute_mode=exact) @ w for block in torch.split(p, 1024)]
-    return int(torch.cat(costs).argmin())
+    sums = torch.cdist(to, p, compute_mode=exact) + vector_norm(offset, dim=1)
+    # ‖o − s‖ − ‖o‖ = s·(s − 2o) / (‖o − s‖ + ‖o‖)
+    differences = (step.square().sum(dim=1, keepdim=True) - 2 * step @ offset.t()) / sums
+    return torch.where(sums > 0, differences, 0.0) @ w
 
 
 def _median_on_line(position: Tensor, w: Tensor) -> Tensor:
@@ -83,28 +101,25 @@ def _median_on_line(position: Tensor, w: Tensor) -> Tensor:
 def _descend(p: Tensor, w: Tensor, z: Tensor) -> Tensor:
     """Minimise from `z`, whose objective is below that of every data point."""
     identity = torch.eye(p.shape[1], dtype=p.dtype)
-    cost, stalled = torch.inf, 0
     for _ in range(MAX_STEPS):
         offset = p - z
         distance = vector_norm(offset, dim=1)
         units = offset / distance.unsqueeze(1)
         pull = w / distance
         force = w @ units
-        candidates = [(pull @ p) / pull.sum()]
+        if not bool(vector_norm(force) > 4 * p.shape[0] * EPS):
+            break  # NaN too: z has met a data point by rounding
+        steps = (force / pull.sum()).unsqueeze(0)
         if p.shape[1] <= NEWTON_DIMENSIONS:
             hessian = pull.sum() * identity - units.t() @ (units * pull.unsqueeze(1))
-            candidates.insert(0, z + torch.linalg.solve_ex(hessian, force).result)
-        costs = [
-            float(torch.where(c.isfinite().all(), vector_norm(p - c, dim=1) @ w, torch.inf))
-            for c in candidates
-        ]
-        lowest = min(costs)
-        # Where the objective is flat to rounding, Newton still halves the digits missing.
-        stalled = stalled + 1 if lowest >= cost else 0
-        if bool(vector_norm(force) <= 4 * p.shape[0] * EPS) or stalled >= 3:
-            break
-        cost = min(cost, lowest)
-        flat = costs[0] <= lowest * (1 + 4 * EPS)
-        z = candidates[0 if flat else costs.index(lowest)]
-    last: Tensor = w / vector_norm(p - z, dim=1)
-    return last / last.sum()
+            newton = torch.linalg.solve_ex(hessian, force).result
+            steps = torch.cat([steps, torch.outer(DAMPING, newton)])
+        changes = _change(p, w, z, z + steps).nan_to_num(nan=torch.inf)
+        lowest = changes.argmin()
+        if changes[lowest] >= -EPS * vector_norm(steps[lowest]):
+            break  # no more than its rounding
+        z = z + steps[lowest]
+    distance = vector_norm(p - z, dim=1)
+    met = distance == 0
+    pull = torch.where(met, w, 0.0) if met.any() else w / distance
+    return pull / pull.sum()

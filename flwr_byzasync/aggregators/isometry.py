@@ -27,12 +27,13 @@ def isometric_points(rows: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
     Tensor
         (m, min(m, d)) float64 on the rows' device. Costs O(m² d).
     """
-    count, size = rows.shape
+    count = rows.shape[0]
     used = (weights > 0).unsqueeze(1)
     factor = torch.empty(0, count, dtype=torch.float64, device=rows.device)
     for x, c in paired_blocks(rows, centre):
         y = x - c
         factor = torch.cat([factor, torch.where(used & y.isfinite(), y, 0.0).t()])
-        if size > count and factor.shape[0] > count:
+        # Not before as many rows again are there: a decomposition costs at least m³.
+        if factor.shape[0] >= 2 * count:
             factor = torch.linalg.qr(factor, mode="r").R
-    return factor.t()
+    return (torch.linalg.qr(factor, mode="r").R if factor.shape[0] > count else factor).t()

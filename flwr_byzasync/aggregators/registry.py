@@ -17,7 +17,7 @@ from flwr_byzasync.aggregators.rule import (
     precise,
 )
 from flwr_byzasync.discovery import declared
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.errors import ConfigError, check_byz_fraction
 
 PACKAGE = "flwr_byzasync.aggregators"
 
@@ -67,6 +67,7 @@ def build(text: str, byz_fraction: float) -> Aggregator:
     >>> build("ctma(gm)", byz_fraction=0.4)
     CTMA(base=GeometricMedian(), byz_fraction=0.4)
     """
+    check_byz_fraction("byz_fraction", byz_fraction)
     compact = re.sub(r"\s", "", text) if isinstance(text, str) else ""
     match = re.fullmatch(r"([a-z_0-9]+)(?:\((.+)\))?(-unweighted)?", compact)
     rules = discover()

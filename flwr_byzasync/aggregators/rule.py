@@ -111,8 +111,8 @@ class WeightedRule(ABC):
         -------
         Tensor
             (d,) of the rows' dtype and device, sharing memory with no input. All NaN if a
-            positively weighted row is not finite, a weight is negative or NaN, or all are zero:
-            finding out by an exception would cost a synchronisation with the device.
+            positively weighted row is not finite, a weight is negative, infinite or NaN, or all
+            are zero: an exception would cost a synchronisation with the device.
 
         Raises
         ------
@@ -122,7 +122,8 @@ class WeightedRule(ABC):
         _check_shapes(rows, weights)
         used = as_weights(weights, rows.device)
         result = self.aggregate(rows, used)
-        usable = all_finite(rows, used) & (used >= 0).all() & (used.sum() > 0)
+        total = used.sum()
+        usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & total.isfinite()
         return torch.where(usable, result, torch.nan).to(rows.dtype)
 
 
