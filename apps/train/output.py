@@ -50,6 +50,7 @@ class Output:
             return
         rounds = max(result.evaluate_metrics_serverapp)
         last = result.evaluate_metrics_serverapp[rounds]
+        weights = [(partitions.get(n, n), count) for n, count in statistics.replies.items()]
         summary = {
             "accuracy": last["accuracy"],
             "loss": last["loss"],
@@ -58,7 +59,7 @@ class Output:
             "steps": statistics.steps,
             "mean_staleness": statistics.mean_staleness,
             "rejected": {reason.name: count for reason, count in statistics.reasons.items()},
-            "weights": {str(partitions.get(n, n)): c for n, c in statistics.replies.items()},
+            "weights": {str(partition): weight for partition, weight in sorted(weights)},
             "config": {k.replace("_", "-"): v for k, v in asdict(self._settings).items()},
         }
         (self._folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -39,5 +39,5 @@ def test_flipping_labels_twice_is_honest_again(classes: int, data: st.DataObject
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), "1"])
 def test_a_scale_outside_its_interval_is_refused(scale: object) -> None:
-    with pytest.raises(ConfigError, match="^scale="):
+    with pytest.raises(ConfigError, match=r"^scale="):
         SignFlip(scale)  # type: ignore[arg-type]

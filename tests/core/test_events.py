@@ -1,5 +1,7 @@
 """Laws of the state under any order of events."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def test_counts_never_fall_and_sum_to_the_accepted_replies(
     script: list[tuple[str, object]],
 ) -> None:
     states = play(fresh(), script)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         assert after.accepted >= before.accepted
         assert sum(after.reasons.values()) >= sum(before.reasons.values())
     last = states[-1]
@@ -101,7 +103,7 @@ def test_a_step_is_made_with_each_accepted_reply_once_the_quorum_has_replied(
     script: list[tuple[str, object]],
 ) -> None:
     states = play(fresh(min_nodes=2), script)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         heard = sum(node.accepted > 0 for node in after.nodes.values())
         stepped = after.accepted > before.accepted and heard >= 2
         assert after.iterates.step - before.iterates.step == stepped

@@ -145,7 +145,9 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error], Reason]] = {
         Reason.NON_FINITE,
     ),
     "nan in a buffer": (
-        lambda: plus(buffers=records.record_of({"mean": torch.tensor([torch.nan]), "n": MODEL["n"]})),
+        lambda: plus(
+            buffers=records.record_of({"mean": torch.tensor([torch.nan]), "n": MODEL["n"]})
+        ),
         Reason.NON_FINITE,
     ),
     "square overflows": (
