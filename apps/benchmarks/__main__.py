@@ -1,0 +1,30 @@
+"""`python -m apps.benchmarks NAME`: measure and print what the documents show."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from apps.benchmarks import attacks, rules
+from flwr_byzasync import ConfigError
+
+BENCHMARKS = {"attacks": attacks, "rules": rules}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark; return the exit code: 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(prog="python -m apps.benchmarks", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name, module in BENCHMARKS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
+    chosen = parser.parse_args(arguments)
+    try:
+        BENCHMARKS[chosen.name].main(chosen)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
