@@ -5,7 +5,15 @@ from collections.abc import Callable
 from logging import getLogger
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
@@ -18,8 +26,9 @@ from flwr_byzasync import AsyncRobust, ConfigError, aggregators
 logger = getLogger("flwr")
 app = ServerApp()
 
-IDENTIFY_SECONDS = 300.0
-"""Longest wait for the nodes' partition-ids: the first reply waits until Ray has started."""
+FIRST_ANSWER_SECONDS = 300.0
+"""Longest wait for a node's partition-id: the first answer waits until Ray has started."""
+OTHER_ANSWERS_SECONDS = 30.0
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - what it says is what happened
@@ -41,7 +50,9 @@ def main(grid: Grid, context: Context) -> None:
     strategy = AsyncRobust(
         aggregator=aggregators.build(settings.aggregator, settings.byz_fraction),
         optimizer=settings.server_optimizer(),
-        min_nodes=settings.min_nodes,
+        # If all nodes are needed, the strategy's own rule is better than their number: it does
+        # not wait for a node that is lost or shut before it ever replied.
+        min_nodes=settings.min_nodes if settings.min_nodes < len(nodes) else None,
         updates_per_round=settings.updates_per_round,
         buffers=[name for name, _ in model.named_buffers()],
         device=settings.chosen_device,
@@ -81,27 +92,29 @@ def _check_nodes(settings: Settings, grid: Grid) -> list[int]:
         'client-resources-num-cpus=1" --stream'
     )
     legal = f"at most the {len(nodes)} nodes of the federation"
-    raise ConfigError("min-nodes", settings.min_nodes, legal, f"type {command}")
+    raise ConfigError("min-nodes", settings.min_nodes, legal, f"type `{command}`")
 
 
 def _identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
-    """Ask each node its partition-id, for the table at the end; the strategy never sees it."""
-    questions = [
-        Message(RecordDict({"config": ConfigRecord()}), dst_node_id=node, message_type="query")
-        for node in nodes
-    ]
+    """Ask each node its partition-id, for the table at the end; the strategy never sees it.
+
+    A node that does not answer, or not with a partition-id, is left out: the run goes on.
+    """
     asked: dict[str, int] = {}
-    for question, node in zip(questions, nodes, strict=True):
-        for message_id in grid.push_messages([question]):
-            asked[message_id] = node
+    for node in nodes:
+        content = RecordDict({"config": ConfigRecord()})
+        question = Message(content, dst_node_id=node, message_type=MessageType.QUERY)
+        asked |= {message_id: node for message_id in grid.push_messages([question]) if message_id}
     partitions: dict[int, int] = {}
-    deadline = time.monotonic() + IDENTIFY_SECONDS
+    deadline = time.monotonic() + FIRST_ANSWER_SECONDS
     while asked and time.monotonic() < deadline:
         for reply in grid.pull_messages(list(asked)):
             node = asked.pop(reply.metadata.reply_to_message_id)
             told = reply.content.metric_records.get("metrics") if reply.has_content() else None
-            if told is not None:
-                partitions[node] = int(told["partition-id"])  # type: ignore[arg-type]
+            partition = None if told is None else told.get("partition-id")
+            if isinstance(partition, int):
+                partitions[node] = partition
+                deadline = min(deadline, time.monotonic() + OTHER_ANSWERS_SECONDS)
         time.sleep(0.1)
     return partitions
 
