@@ -79,9 +79,8 @@ def weighted_metrics(state: ServerState) -> dict[str, float]:
 class RoundLog:
     """Makes the line of a round; keeps what the last line said, to tell only what is new."""
 
-    def __init__(self, num_rounds: int, size: int, now: float) -> None:
-        self._num_rounds, self._size = num_rounds, size
-        self._began = self._last = now
+    def __init__(self, num_rounds: int, now: float) -> None:
+        self._num_rounds, self._last = num_rounds, now
         self._accepted = self._staleness = 0
 
     def line(
@@ -96,18 +95,14 @@ class RoundLog:
         rate = fresh / max(now - self._last, 1e-9)
         staleness = (state.staleness - self._staleness) / max(fresh, 1)
         rejected = sum(state.reasons.values())
-        # The first round waits for the clients to start, so only later ones tell the pace.
-        pace = (now - self._began) / server_round if server_round == 1 else self._pace(now)
-        left = timedelta(seconds=round(pace * (self._num_rounds - server_round)))
+        # By the pace of this round alone: the first one waited for the clients to start.
+        left = timedelta(seconds=round((now - self._last) * (self._num_rounds - server_round)))
         self._last, self._accepted, self._staleness = now, state.accepted, state.staleness
         parts = [f"{state.accepted} replies ({rate:.1f}/s)"]
         if metrics:
             parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
         parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
         return f"[ROUND {server_round}/{self._num_rounds}] " + " | ".join(parts)
-
-    def _pace(self, now: float) -> float:
-        return now - self._last
 
 
 def _short(value: object) -> str:

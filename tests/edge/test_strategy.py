@@ -340,6 +340,22 @@ def test_flower_s_synchronous_loop_drives_the_same_state_through_the_round_hooks
     assert statistics.reasons == {Reason.NON_FINITE: 5}
 
 
+def test_a_second_run_of_the_same_strategy_starts_anew() -> None:
+    clock = FakeClock()
+    strategy = strategy_on(clock)
+    for start in (AsyncRobust.start, Strategy.start, Strategy.start):
+        start(strategy, grid_of(clock, honest, honest), ArrayRecord(START), 3, timeout=10.0)
+        assert strategy.statistics().accepted == 6
+
+
+def test_the_model_of_an_unfinished_round_is_not_thrown_away() -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, lambda m: honest(m) if clock.now < 8.0 else None)
+    strategy = strategy_on(clock, updates_per_round=100)
+    result = strategy.start(grid, ArrayRecord(START), 2, timeout=20.0)
+    assert float(final(result).norm()) < 0.6 * float(START["w"].norm())
+
+
 def test_statistics_are_empty_before_a_run() -> None:
     assert strategy_on(FakeClock()).statistics().accepted == 0
 
