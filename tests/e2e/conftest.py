@@ -1,0 +1,16 @@
+"""One local SuperLink for all end-to-end tests."""
+
+from collections.abc import Iterator
+
+import pytest
+from local_flower import LocalFlower
+
+
+@pytest.fixture(scope="session")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFlower]:
+    """Return `flwr` with a SuperLink of its own; nothing of it is left when the tests end."""
+    local = LocalFlower(tmp_path_factory.mktemp("flower"))
+    try:
+        yield local
+    finally:
+        local.stop()
