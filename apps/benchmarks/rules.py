@@ -11,6 +11,7 @@ import time
 import torch
 
 from flwr_byzasync import aggregators
+from flwr_byzasync.errors import check_integer
 
 RULES = ("mean", "cwmed", "rfa", "gm", "ctma(cwmed)", "ctma(gm)")
 
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Time all rules in turn, call by call, and print a Markdown table."""
+    for name in ("nodes", "size", "calls", "threads"):
+        check_integer(name, getattr(options, name), low=1, fix=f"pass for example --{name} 1")
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(options.nodes, options.size, generator=generator).to(options.device)

@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation of the run-config."""
     try:
         settings = Settings.of(context.run_config)
-        nodes = _check_nodes(settings, grid)
+        nodes = check_nodes(settings, grid)
     except ConfigError as error:
         logger.error("%s", error)
         raise
@@ -74,25 +74,33 @@ def main(grid: Grid, context: Context) -> None:
         raise RunFailed(f"The run ended after {done} of {settings.num_server_rounds} rounds.")
 
 
-def _check_nodes(settings: Settings, grid: Grid) -> list[int]:
-    """Return the nodes that are there, or raise with the command to type if they are too few.
+def check_nodes(settings: Settings, grid: Grid) -> list[int]:
+    """Return the nodes that are there.
 
     In simulation all nodes exist from the start and waiting would be for ever; in a deployment
     a minute is given for the SuperNodes to connect.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few, with the command to type; or fewer than are to be Byzantine.
     """
     for _ in range(60):
         nodes = list(grid.get_node_ids())
-        if len(nodes) >= settings.min_nodes:
-            return nodes
-        if type(grid).__name__ == "InMemoryGrid":
+        if len(nodes) >= settings.min_nodes or type(grid).__name__ == "InMemoryGrid":
             break
         time.sleep(1)
-    command = (
-        f'flwr run . --federation-config "num-supernodes={settings.min_nodes} '
-        'client-resources-num-cpus=1" --stream'
-    )
     legal = f"at most the {len(nodes)} nodes of the federation"
-    raise ConfigError("min-nodes", settings.min_nodes, legal, f"type `{command}`")
+    if len(nodes) < settings.min_nodes:
+        command = (
+            f'flwr run . --federation-config "num-supernodes={settings.min_nodes} '
+            'client-resources-num-cpus=1" --stream'
+        )
+        raise ConfigError("min-nodes", settings.min_nodes, legal, f"type `{command}`")
+    if settings.byzantine_nodes > len(nodes):
+        fix = "pass fewer, or start more nodes"
+        raise ConfigError("byzantine-nodes", settings.byzantine_nodes, legal, fix)
+    return nodes
 
 
 def _identify(grid: Grid, nodes: list[int]) -> dict[int, int]:

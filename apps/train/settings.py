@@ -72,10 +72,6 @@ class Settings:
         check_choice("model", settings.model, task.models, fix="pass for example model='mlp'")
         aggregators.build(settings.aggregator, settings.byz_fraction)
         estimators.build(settings.optimizer, settings.chosen_beta)
-        if settings.byzantine_nodes > settings.min_nodes:
-            legal = f"at most min-nodes={settings.min_nodes}"
-            fix = "pass fewer Byzantine nodes, or more nodes"
-            raise ConfigError("byzantine-nodes", settings.byzantine_nodes, legal, fix)
         return settings
 
     @property

@@ -40,7 +40,7 @@ def discover() -> Mapping[str, type[WeightedRule]]:
     return declared(PACKAGE, "RULE", without=("registry",))
 
 
-def build(text: str, byz_fraction: float) -> Aggregator:
+def build(text: str, byz_fraction: float | None = None) -> Aggregator:
     """Make a rule from its name, compositions written as calls.
 
     Parameters
@@ -48,8 +48,8 @@ def build(text: str, byz_fraction: float) -> Aggregator:
     text : str
         For example ``"cwmed"`` or ``"ctma(gm)"``. ``NAME-unweighted`` gives every node that
         has replied the weight 1.
-    byz_fraction : float
-        λ in [0, 1/2), handed to every class that has the field.
+    byz_fraction : float, optional
+        λ in [0, 1/2), handed to every class that has the field; such a class needs it.
 
     Returns
     -------
@@ -67,7 +67,8 @@ def build(text: str, byz_fraction: float) -> Aggregator:
     >>> build("ctma(gm)", byz_fraction=0.4)
     CTMA(base=GeometricMedian(), byz_fraction=0.4)
     """
-    check_byz_fraction("byz_fraction", byz_fraction)
+    if byz_fraction is not None:
+        check_byz_fraction("byz_fraction", byz_fraction)
     compact = re.sub(r"\s", "", text) if isinstance(text, str) else ""
     match = re.fullmatch(r"([a-z_0-9]+)(?:\((.+)\))?(-unweighted)?", compact)
     rules = discover()

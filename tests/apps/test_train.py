@@ -11,6 +11,7 @@ from torch import nn
 
 from apps.train.client_app import attack_of, gradient, partition_of
 from apps.train.report import byzantine_share
+from apps.train.server_app import check_nodes
 from apps.train.settings import Settings
 from apps.train.tasks import discover
 from apps.train.tasks.task import partition_iid
@@ -36,6 +37,16 @@ def node(partition: int, **changes: Any) -> Context:
     )
 
 
+class InMemoryGrid:
+    """Named as Flower's grid of a simulation, in which nobody else will connect."""
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(self._nodes))
+
+
 def test_the_defaults_in_pyproject_are_legal() -> None:
     assert settings().aggregator == "ctma(gm)"
 
@@ -46,7 +57,7 @@ def test_the_defaults_in_pyproject_are_legal() -> None:
         ("aggregator", "krumm"), ("aggregator", "ctma"), ("aggregator", 3), ("attack", "nuke"),
         ("optimizer", "adam"), ("dataset", "mnist"), ("model", "resnet"), ("model", 1),
         ("partition", "sorted"), ("device", "tpu"), ("byz-fraction", 0.5), ("byz-fraction", -0.1),
-        ("byz-fraction", "0.4"), ("byzantine-nodes", 11), ("byzantine-nodes", -1),
+        ("byz-fraction", "0.4"), ("byzantine-nodes", -1),
         ("byzantine-nodes", 1.0), ("lr", -0.1), ("lr", 0), ("lr", float("nan")), ("lr", "oops"),
         ("lr", True), ("beta", 1.5), ("beta", -0.5), ("beta", "x"), ("beta", 0.0), ("gamma", 0.0),
         ("gamma", 2), ("batch-size", 0), ("batch-size", 3.5), ("num-server-rounds", 0),
@@ -143,6 +154,19 @@ def test_the_gradient_is_that_of_the_cross_entropy_on_the_drawn_batch(name: str)
         torch.testing.assert_close(answer.gradients[key], parameter.grad)
     for key, buffer in model.named_buffers():
         torch.testing.assert_close(answer.buffers[key], buffer)
+
+
+def test_too_few_nodes_are_refused_with_the_command_to_type() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^min-nodes=10 .* type `flwr run \. --federation-config"
+    ):
+        check_nodes(settings(), InMemoryGrid(9))
+
+
+def test_more_byzantine_nodes_than_nodes_are_refused() -> None:
+    assert check_nodes(settings(byzantine_nodes=12), InMemoryGrid(12)) == list(range(12))
+    with pytest.raises(ConfigError, match=r"^byzantine-nodes=11 .* at most the 10 nodes"):
+        check_nodes(settings(byzantine_nodes=11), InMemoryGrid(10))
 
 
 def test_the_true_byzantine_share_is_that_of_the_lying_partitions() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from local_flower import LocalFlower
+
+from apps.benchmarks.local_flower import LocalFlower
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from local_flower import REPOSITORY, LocalFlower, Run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apps.benchmarks.local_flower import REPOSITORY, LocalFlower, Run
 from apps.train.tasks import discover
 
 ROUNDS, REPLIES, NODES = 3, 60, 10
