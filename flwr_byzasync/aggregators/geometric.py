@@ -8,7 +8,7 @@ from torch import Tensor
 from flwr_byzasync.aggregators.fermat import fermat_weber
 from flwr_byzasync.aggregators.isometry import isometric_points
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian, sharp_bound
-from flwr_byzasync.aggregators.numerics import combine
+from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
 
 
@@ -50,4 +50,6 @@ class GeometricMedian(WeightedRule):
         centre = CoordinateWiseMedian().aggregate(rows, weights).nan_to_num()
         points = isometric_points(rows, weights, centre)
         coefficients = fermat_weber(points.cpu(), weights.double().cpu())
-        return combine(rows, coefficients.to(rows.device), centre)
+        coefficients = coefficients.to(rows.device)
+        # Relative to the row that has most say, a median that is a row is that row to the bit.
+        return combine(rows, coefficients, heaviest_row(rows, coefficients))

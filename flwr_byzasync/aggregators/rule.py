@@ -102,7 +102,8 @@ class WeightedRule(ABC):
         Parameters
         ----------
         rows : Tensor
-            (m, d) floating. Finite; squares must stay inside float64 (norms up to 1e150).
+            (m, d) floating. Finite; squares must stay inside float64: norms up to 1e150, while
+            rows closer than 1e-150 may count as equal.
         weights : Tensor
             (m,) non-negative with positive sum, integer or floating. Used in int64 or float64,
             never in the rows' dtype. Rows of weight zero are as if absent.

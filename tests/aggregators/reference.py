@@ -79,11 +79,14 @@ def gm(rows: Array, weights: Array) -> Array:
     return z
 
 
-def residual(rows: Array, weights: Array, z: Array) -> float:
-    """Norm of the smallest subgradient of Σ w_i ‖x_i − z‖, Σ w = 1: 0 at the minimiser."""
+def residual(rows: Array, weights: Array, z: Array, scale: float = 1.0) -> float:
+    """Norm of the smallest subgradient of Σ w_i ‖x_i − z‖, Σ w = 1: 0 at the minimiser.
+
+    Rows within 1e-9 of `scale` count as met.
+    """
     x, w = _long(rows, weights)
     distance = norms(x - z)
-    near = distance <= 1e-12 * (norms(x) + norms(z))
+    near = distance <= 1e-9 * scale
     pull = (w[~near] / distance[~near]) @ (x - z)[~near] if (~near).any() else LONG(0) * z
     return float(max(norms(pull) - w[near].sum(), 0))
 

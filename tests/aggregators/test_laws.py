@@ -114,17 +114,13 @@ def test_the_order_of_the_rows_does_not_matter(
 
 @keeping(Law.TRANSLATION)
 @given(case=translated())
-def test_moving_all_rows_moves_the_result(
-    rule: Aggregator, case: tuple[Weighted, Tensor]
-) -> None:
+def test_moving_all_rows_moves_the_result(rule: Aggregator, case: tuple[Weighted, Tensor]) -> None:
     check_translation(rule, case)
 
 
 @keeping(Law.SCALE)
 @given(case=scaled())
-def test_scaling_all_rows_scales_the_result(
-    rule: Aggregator, case: tuple[Weighted, float]
-) -> None:
+def test_scaling_all_rows_scales_the_result(rule: Aggregator, case: tuple[Weighted, float]) -> None:
     check_scale(rule, case)
 
 
@@ -248,9 +244,7 @@ def test_rows_of_weight_zero_are_as_if_absent(
 
 @every
 @given(case=weighted())
-def test_integer_and_floating_weights_of_one_value_agree(
-    rule: Aggregator, case: Weighted
-) -> None:
+def test_integer_and_floating_weights_of_one_value_agree(rule: Aggregator, case: Weighted) -> None:
     for dtype in (torch.float32, torch.float64, torch.int32, torch.uint8):
         assert_near(rule(case.rows, case.weights.to(dtype)), rule(*case), case.rows)
 
