@@ -45,7 +45,8 @@ class ConfigError(ValueError):
 class Reason(Enum):
     """Why a reply was not used; the value is the sentence that logs and documents show."""
 
-    CLIENT_ERROR = "the client app raised an exception or its process died"
+    CLIENT_ERROR = "the client app raised an exception or could not be loaded"
+    CRASHED = "the process that ran the client app died"
     LOST = "the message or its reply is no longer available"
     NODE_GONE = "the node left before it replied"
     EXPIRED = "no reply came within the time limit of a message"
@@ -58,10 +59,17 @@ class Reason(Enum):
     WRONG_DTYPE = "an array's dtype differs from the model's"
     WRONG_SHAPE = "an array's shape differs from the model's"
     NON_FINITE = "an array holds NaN or infinity"
-    OVERFLOW = "the squared norm of the vector is beyond float64"
+    OVERFLOW = "the norm of the vector is beyond 1e150, where squares leave float64"
     WRONG_QUERY = "the reply answers another query than the one that was sent"
     WRONG_PAYLOAD = "the reply is of another kind than the strategy expects"
     UNSOLICITED = "the reply answers no message in the book: a duplicate, a replay or an invention"
+
+
+NOT_ITS_DOING = frozenset(
+    {Reason.CRASHED, Reason.LOST, Reason.NODE_GONE, Reason.EXPIRED, Reason.UNSENT}
+)
+"""Reasons that tell nothing about a client's honesty: a network, a dead process. They make a node
+wait, but never shut it."""
 
 
 def check_number(
@@ -96,7 +104,10 @@ def check_number(
     legal = f"a number in {left}{low:g}, {high:g}{right}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(name, value, legal, fix)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     above = number >= low if left == "[" else number > low
     below = number <= high if right == "]" else number < high
     if not (math.isfinite(number) and above and below):

@@ -8,13 +8,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
-from flwr_byzasync.errors import Reason
+from flwr_byzasync.errors import NOT_ITS_DOING, Reason
 from flwr_byzasync.state import Node, Policy, Rejected, Sent, ServerState, Update, quorum
 from flwr_byzasync.transitions import Effect, Event, Status, move
 
 FIRST_WAIT = 1.0
 """Seconds before a node of unknown pace is asked again after a fault."""
 REPLY_TIMES_KEPT = 15
+MOST_DOUBLINGS = 6
+"""A wait grows to 64 times its first length at most, or a node could be lost for days."""
+PATIENCE = 10.0
+"""A founder is not waited for once it takes this many times as long as those that replied,"""
+LEAST_PATIENCE = 60.0
+"""and at least these seconds."""
 
 
 def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
@@ -25,9 +31,11 @@ def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
     here = dict.fromkeys(connected)
     nodes = dict(state.nodes)
     for node_id in here:
-        nodes.setdefault(node_id, Node(order=len(nodes)))
+        nodes.setdefault(node_id, Node())
     if len(nodes) > len(state.nodes):
-        state = replace(state, nodes=nodes, founders=state.founders or frozenset(here))
+        founders = state.founders or frozenset(here)
+        awaited = state.awaited if state.founders else founders
+        state = replace(state, nodes=nodes, founders=founders, awaited=awaited)
     for node_id in nodes.keys() - here:
         state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
     return state
@@ -88,15 +96,23 @@ def on_reply(
     if isinstance(reply, Update):
         return _accept(state, sent, reply, now)
     node = state.nodes[sent.node_id]
-    last = node.status is Status.ASKED and node.faults + 1 >= state.policy.shut_after
+    if node.status is Status.ASKED and reply.reason in NOT_ITS_DOING:
+        node = replace(node, silences=node.silences + 1)
+    elif node.status is Status.ASKED:
+        node = replace(node, faults=node.faults + 1)
+    state = replace(state, nodes={**state.nodes, sent.node_id: node})
+    last = node.faults >= state.policy.shut_after
     event = Event.LAST_FAULT if last else Event.FAULT
-    if node.status is Status.ASKED:
-        state = _with_node(state, sent.node_id, faults=node.faults + 1)
     return _advance(state, sent.node_id, event, reply.reason, now)
 
 
 def on_clock(state: ServerState, now: float) -> ServerState:
-    """Lose the nodes whose message is older than the time limit; a late reply still counts."""
+    """Lose the nodes whose message is older than the time limit; a late reply still counts.
+
+    Before the first step, founders that are far slower than the rest are no longer waited for.
+    """
+    if state.iterates.step == 0 and state.policy.min_nodes is None:
+        state = replace(state, awaited=state.awaited - _too_slow(state, now))
     for message_id, sent in state.book.items():
         if not sent.overdue and now - sent.sent_at > state.policy.reply_timeout:
             state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})
@@ -157,6 +173,16 @@ def _advance(
     return _with_node(state, node_id, status=status)
 
 
+def _too_slow(state: ServerState, now: float) -> frozenset[int]:
+    """Founders that have not replied although others did in a small part of the time."""
+    first = [node.reply_times[0] for node in state.nodes.values() if node.reply_times]
+    if 2 * len(first) <= len(state.founders):
+        return frozenset()
+    limit = max(LEAST_PATIENCE, PATIENCE * median(first))
+    late = {line.node_id for line in state.book.values() if now - line.sent_at > limit}
+    return frozenset(node_id for node_id in late if state.nodes[node_id].row is None)
+
+
 def _wait(node: Node, event: Event, policy: Policy) -> float:
     """Seconds before a node is asked again, doubled with each fault or silence in a row.
 
@@ -164,9 +190,10 @@ def _wait(node: Node, event: Event, policy: Policy) -> float:
     anew strikes the old message out, so a node slower than the limit would never be heard.
     """
     if event is Event.SILENT:
-        return policy.reply_timeout * 2.0**node.silences
+        return policy.reply_timeout * 2.0 ** min(node.silences, MOST_DOUBLINGS)
     pace = median(node.reply_times) if node.reply_times else FIRST_WAIT
-    return float(pace * 2.0 ** max(node.faults - 1, 0))
+    doublings = max(node.faults + node.silences - 1, 0)
+    return float(pace * 2.0 ** min(doublings, MOST_DOUBLINGS))
 
 
 def _with_node(state: ServerState, node_id: int, **changes: object) -> ServerState:

@@ -133,8 +133,6 @@ class ModelLayout:
             If there are no arrays, `buffers` names one that does not exist, no floating
             parameter remains, or a parameter is complex or not finite.
         """
-        if isinstance(buffers, str):
-            raise ConfigError("buffers", buffers, "a collection of names", "wrap it in a tuple")
         unknown = sorted(set(buffers) - set(tensors))
         if unknown:
             legal = f"names among {', '.join(tensors) or 'the initial arrays'}"

@@ -1,22 +1,26 @@
 """The arrival loop: ask whoever is due, take in what arrives, wait only when nothing does."""
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from logging import getLogger
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_byzasync.errors import Reason
 from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_sent, on_unsent
 from flwr_byzasync.session import Session
-from flwr_byzasync.state import Rejected, quorum
+from flwr_byzasync.state import quorum
+from flwr_byzasync.transitions import Status
 
 logger = getLogger("flwr")
 
 
 class ArrivalLoop:
     """Drives a session over a grid.
+
+    Messages are pushed and pulled one at a time. A grid may leave a refused message out of the
+    ids that it returns, so that positions mean nothing; one reply that cannot be inflated makes
+    a pull raise after the SuperLink has deleted all that it returned; and the metadata of a
+    reply is the client's own text. The id that was asked for is the only identity there is.
 
     Parameters
     ----------
@@ -28,7 +32,7 @@ class ArrivalLoop:
     config : mapping
         The user's train config, sent with every query.
     timeout : float
-        Longest time in seconds without an accepted reply.
+        Longest time in seconds without an accepted reply, and before the first step.
     sleep : callable
         Waits some seconds.
     poll_interval : float
@@ -49,7 +53,8 @@ class ArrivalLoop:
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
         self._round = 1
-        self._inbox: deque[Message] = deque()
+        self._late = 0
+        self._network_fails = False
         self._deadline = self._clock() + timeout
 
     def wait_for_nodes(self, wanted: int) -> bool:
@@ -62,7 +67,7 @@ class ArrivalLoop:
             if self._clock() >= self._deadline:
                 logger.error(
                     "Only %d of %d nodes connected within timeout=%g seconds: start more nodes, "
-                    "or pass a smaller min_nodes.",
+                    "or pass a smaller min_available_nodes or min_nodes.",
                     said,
                     wanted,
                     self._timeout,
@@ -71,45 +76,55 @@ class ArrivalLoop:
             self._sleep(min(1.0, 50 * self._poll_interval))
         return True
 
-    def play_round(self, server_round: int, target: int) -> bool:
-        """Take replies in until `target` are accepted in all.
+    def play_round(self, server_round: int, size: int) -> bool:
+        """Take replies in until `size` are accepted for each round so far.
+
+        The first round lasts until the first step, however many replies that takes, and the
+        others begin where it ended.
 
         Returns
         -------
         bool
-            False, and an error in the log, if no reply was accepted for `timeout` seconds.
+            False, and an error in the log, if no reply was accepted for `timeout` seconds, no
+            step was made for that long, or every node is shut.
         """
         session, self._round = self.session, server_round
+        target = self._late + server_round * size
         self._deadline = self._clock() + self._timeout
-        while session.state.accepted < target:
-            if not self._inbox:
-                self._look_around()
-            if self._inbox:
-                before = session.state.accepted
-                session.receive(self._inbox.popleft())
-                if session.state.accepted > before:
-                    self._deadline = self._clock() + self._timeout
-                # The node that replied is sent its next query before anything else happens.
-                self._ask_due()
-            elif self._clock() >= self._deadline:
+        while session.state.accepted < target or session.state.iterates.step == 0:
+            before = session.state.accepted
+            here = self._look_who_is_there()
+            session.state = on_clock(on_connected(session.state, here), self._clock())
+            self._ask_due()
+            arrived = self._take_in(target)
+            if session.state.accepted > before and session.state.iterates.step > 0:
+                self._deadline = self._clock() + self._timeout
+            elif self._clock() >= self._deadline or self._all_shut():
                 self._log_stalled()
                 return False
-            else:
+            if not arrived:
                 self._sleep(self._poll_interval)
+        self._late += session.state.accepted - target
         return True
 
-    def _look_around(self) -> None:
-        """See who is there, ask whoever is due, and pull what has arrived."""
-        session, here = self.session, self._look_who_is_there()
-        session.state = on_clock(on_connected(session.state, here), self._clock())
-        self._ask_due()
-        self._inbox.extend(self._pull())
+    def _take_in(self, target: int) -> bool:
+        """Pull every message that may be answered; True if one was."""
+        session, arrived = self.session, False
+        for message_id in list(session.state.book):
+            for reply in self._pull(message_id)[:1]:
+                session.receive(message_id, reply)
+                arrived = True
+                # The node that replied is sent its next query before anything else happens.
+                self._ask_due()
+            if session.state.accepted >= target and session.state.iterates.step > 0:
+                break
+        return arrived
 
     def _look_who_is_there(self) -> tuple[int, ...]:
         try:
             self.connected = tuple(self._grid.get_node_ids())
         except Exception as error:
-            logger.warning("The list of nodes could not be read: %s.", type(error).__name__)
+            self._log_network(error)
         return self.connected
 
     def _ask_due(self) -> None:
@@ -118,11 +133,9 @@ class ArrivalLoop:
             query = session.state.queries
             message = session.query(node_id, query, self._round, self._config)
             try:
-                # One message a push: a grid may leave a refused message out of the ids that it
-                # returns, so that positions mean nothing.
                 sent = [key for key in self._grid.push_messages([message]) if key]
             except Exception as error:
-                logger.warning("A query could not be sent: %s.", type(error).__name__)
+                self._log_network(error)
                 sent = []
             now = self._clock()
             if sent:
@@ -130,35 +143,45 @@ class ArrivalLoop:
             else:
                 session.state = on_unsent(session.state, node_id, now)
 
-    def _pull(self) -> list[Message]:
-        """Pull all replies that are there, each on its own if one makes the network code raise."""
-        waiting = list(self.session.state.book)
+    def _pull(self, message_id: str) -> list[Message]:
+        """Pull the reply to one message, if it is there.
+
+        If the call raises, nothing is known: a passing fault of the network, or a reply that
+        cannot be taken apart. In the second case the next pull finds the message gone, or its
+        time limit passes.
+        """
         try:
-            return list(self._grid.pull_messages(waiting)) if waiting else []
+            replies = list(self._grid.pull_messages([message_id]))
         except Exception as error:
-            logger.warning("Replies could not be pulled: %s.", type(error).__name__)
-        pulled: list[Message] = []
-        raised: list[str] = []
-        for message_id in waiting:
-            try:
-                pulled.extend(self._grid.pull_messages([message_id]))
-            except Exception:
-                raised.append(message_id)
-        if len(raised) < len(waiting):
-            # The network works, so these replies themselves cannot be taken apart.
-            for message_id in raised:
-                self.session.settle(message_id, Rejected(Reason.UNREADABLE))
-        return pulled
+            self._log_network(error)
+            return []
+        self._network_fails = False
+        return replies
+
+    def _all_shut(self) -> bool:
+        nodes = self.session.state.nodes
+        statuses = {nodes[node_id].status for node_id in self.connected if node_id in nodes}
+        return statuses == {Status.SHUT}
+
+    def _log_network(self, error: Exception) -> None:
+        """Log that the network fails once, until a call has worked again."""
+        if not self._network_fails:
+            self._network_fails = True
+            logger.warning("A call to the SuperLink failed (%s); trying on.", type(error).__name__)
 
     def _log_stalled(self) -> None:
         state = self.session.state
         logger.error(
-            "No reply was accepted for timeout=%g seconds: the run ends in round %d with %d "
-            "replies. %d nodes are connected, %d have replied, and the first step needs %d; "
-            "rejected replies: %s.",
-            self._timeout,
+            "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
+            "%d have replied, and the first step needs %d; rejected replies: %s.",
             self._round,
             state.accepted,
+            state.iterates.step,
+            "every connected node is shut after too many faults"
+            if self._all_shut()
+            else f"no reply was accepted for timeout={self._timeout:g} seconds"
+            if state.iterates.step
+            else f"the first step was not made within timeout={self._timeout:g} seconds",
             len(self.connected),
             sum(node.accepted > 0 for node in state.nodes.values()),
             quorum(state),

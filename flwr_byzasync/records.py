@@ -25,11 +25,19 @@ QUERY = "byz.query"
 COUNT = "byz.count"
 PAYLOAD = "byz.payload"
 ROUND = "server-round"
+MAX_NORM = 1e150
+"""Up to here the rules' squares and their sums stay inside float64."""
 MAX_METRICS = 100
 """Metrics of one reply that are looked at; more would only make a log unreadable."""
 
 # Codes of flwr's error replies, as numbers because their names differ between releases.
-_REASON_OF_CODE = {3: Reason.LOST, 4: Reason.LOST, 5: Reason.NODE_GONE}
+_REASON_OF_CODE = {
+    0: Reason.CRASHED,
+    3: Reason.LOST,
+    4: Reason.LOST,
+    5: Reason.NODE_GONE,
+    8: Reason.CRASHED,
+}
 
 
 class RefusalError(Exception):
@@ -219,9 +227,9 @@ def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
         flat[start : start + entry.size] = arrays[entry.name].reshape(-1)
         start += entry.size
     vector = torch.from_numpy(flat)
-    # One pass: the sum of squares is finite only if every element is.
-    if vector.is_floating_point() and not math.isfinite(
-        torch.linalg.vector_norm(vector, dtype=torch.float64)
+    # One pass: no comparison with NaN is true, so the norm is small only if all is finite.
+    if vector.is_floating_point() and not (
+        torch.linalg.vector_norm(vector, dtype=torch.float64) <= MAX_NORM
     ):
         finite = bool(vector.isfinite().all())
         raise RefusalError(Reason.OVERFLOW if finite else Reason.NON_FINITE)

@@ -77,9 +77,17 @@ class Session:
         )
         return Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN)
 
-    def receive(self, reply: Message) -> None:
-        """Take one reply in; whose it is, the book of sent messages says."""
-        message_id = reply.metadata.reply_to_message_id
+    def receive(self, message_id: str, reply: Message) -> None:
+        """Take the reply to a message in; whose it is, the book of sent messages says.
+
+        Parameters
+        ----------
+        message_id : str
+            The message whose reply was asked for. The reply's own metadata is what a client
+            wrote, and is not read.
+        reply : Message
+            As it came off the network.
+        """
         sent = self.state.book.get(message_id)
         if sent is None:
             content: Update | Rejected = Rejected(Reason.UNSOLICITED)

@@ -63,8 +63,6 @@ class Node:
 
     Parameters
     ----------
-    order : int
-        Set once: position in the order of joining.
     row : int or None
         Set once, by the first accepted reply: its row in the table.
     status, due : Status, float
@@ -77,7 +75,6 @@ class Node:
         Every accepted reply: what it reported last.
     """
 
-    order: int
     row: int | None = None
     status: Status = Status.IDLE
     due: float = 0.0
@@ -96,7 +93,8 @@ class Policy:
     ----------
     min_nodes : int or None
         Distinct nodes that must have replied before the first step. None: all that were
-        connected at the start and are still there, and never less than more than half of them.
+        connected at the start and are still there, leaving out any that take ten times as long
+        as the others, and never less than more than half of them.
     shut_after : int
         Faults in a row after which a node is not asked again.
     reply_timeout : float
@@ -125,6 +123,8 @@ class ServerState:
     ----------
     layout, optimizer, policy, founders
         Set once: the model, the server's step, the policy, and the nodes of the start.
+    awaited
+        Until the first step: the founders that it waits for.
     tables
         Set once; overwritten in place by each accepted reply.
     iterates, buffers, counters
@@ -143,6 +143,7 @@ class ServerState:
     buffers: Tensor
     counters: Tensor
     founders: frozenset[int] = frozenset()
+    awaited: frozenset[int] = frozenset()
     nodes: Mapping[int, Node] = field(default_factory=dict)
     book: Mapping[str, Sent] = field(default_factory=dict)
     queries: int = 0
@@ -203,16 +204,20 @@ def quorum(state: ServerState) -> int:
     """Return the number of distinct nodes that must have replied before the first step.
 
     One early liar must never steer alone: without `min_nodes` every founder is waited for that
-    is still there, and more than half of them whatever becomes of the others.
+    is still there and has not failed to reply, and more than half of them in any case.
     """
     if state.policy.min_nodes is not None:
         return state.policy.min_nodes
     away = (Status.LOST, Status.SHUT)
-    founders = [state.nodes[node_id] for node_id in state.founders]
-    present = [node for node in founders if node.status not in away or node.row is not None]
-    return max(len(present), len(founders) // 2 + 1)
+    awaited = [state.nodes[node_id] for node_id in state.awaited]
+    hoped_for = [
+        node
+        for node in awaited
+        if node.row is not None or not (node.status in away or node.faults or node.silences)
+    ]
+    return max(len(hoped_for), len(state.founders) // 2 + 1)
 
 
 def _lower_median(rows: Tensor, weights: Tensor) -> Tensor:
     """Weighted median of integers that is always one of them: no average of two counters."""
-    return middle_values(rows, weights.to(rows.device))[0]
+    return middle_values(rows, weights)[0]

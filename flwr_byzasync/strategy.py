@@ -42,10 +42,16 @@ class AsyncRobust(Strategy):
         The server's step, for example ``AnyTimeSGD(lr=0.01, gamma=0.1)``.
     min_nodes : int, optional
         Distinct nodes that must have replied before the first step, >= 1. None waits for every
-        node of the start that is still there, and for more than half of them in any case.
+        node of the start that is still there, unless it takes ten times as long as the others,
+        and for more than half of them in any case.
+    min_available_nodes : int, optional
+        Nodes that must be connected before the first query, >= 1: they are the nodes of the
+        start. None takes `min_nodes` or, as FedAvg does, 2. In a deployment nodes connect one
+        by one: pass how many you expect, or the first ones, honest or not, start alone.
     updates_per_round : int, optional
         Accepted replies that make a round, >= 1: evaluation and logging happen at its end. None
-        takes the number of nodes connected at the start.
+        takes the number of nodes connected at the start. The first round lasts until the first
+        step, however many replies that takes.
     buffers : collection of str
         Names of the initial arrays that are no parameters, such as batch-norm statistics; a
         ``state_dict`` does not say which they are. Floating ones follow the weighted median of
@@ -93,6 +99,7 @@ class AsyncRobust(Strategy):
         optimizer: Optimizer,
         *,
         min_nodes: int | None = None,
+        min_available_nodes: int | None = None,
         updates_per_round: int | None = None,
         buffers: Iterable[str] = (),
         payload: str | None = None,
@@ -111,7 +118,12 @@ class AsyncRobust(Strategy):
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, type):
             fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
             raise ConfigError("optimizer", optimizer, "an object with init and step", fix)
-        for name, count in (("min_nodes", min_nodes), ("updates_per_round", updates_per_round)):
+        counts = {
+            "min_nodes": min_nodes,
+            "min_available_nodes": min_available_nodes,
+            "updates_per_round": updates_per_round,
+        }
+        for name, count in counts.items():
             if count is not None:
                 check_integer(name, count, low=1, fix="pass a positive number, or None")
         check_integer("shut_after", shut_after, low=1, fix="pass for example shut_after=5")
@@ -120,8 +132,9 @@ class AsyncRobust(Strategy):
         self.aggregator = aggregator
         self.optimizer = optimizer
         self.policy = Policy(min_nodes, shut_after, float(reply_timeout))
+        self.min_available_nodes = min_available_nodes or min_nodes or 2
         self.updates_per_round = updates_per_round
-        self.buffers = buffers if isinstance(buffers, str) else tuple(buffers)
+        self.buffers = _check_names("buffers", buffers)
         self.poll_interval = float(poll_interval)
         self.device = _usable_device(device)
         self._wire = Wire(
@@ -129,11 +142,12 @@ class AsyncRobust(Strategy):
                 "payload", payload or PAYLOADS[0], PAYLOADS, fix="leave it out or pass 'momentum'"
             ),
             _check_key("arrayrecord_key", arrayrecord_key),
-            _check_key("configrecord_key", configrecord_key),
+            _check_key("configrecord_key", configrecord_key, taken=arrayrecord_key),
         )
         self._clock, self._sleep = clock, sleep
         self._session: Session | None = None
         self._handed_out: list[tuple[int, int, Message]] = []
+        self._returned: ArrayRecord | None = None
 
     def summary(self) -> None:
         """Log the settings, as a tree."""
@@ -145,6 +159,7 @@ class AsyncRobust(Strategy):
         logger.info("\t│\t└── Device: %s", self.device)
         logger.info("\t├──> Arrivals:")
         logger.info("\t│\t├── Replies in a round: %s", size or "nodes of the start")
+        logger.info("\t│\t├── First query when connected: %d nodes", self.min_available_nodes)
         logger.info("\t│\t├── First step after replies of: %s", quorum)
         logger.info("\t│\t├── Message time limit: %g s", policy.reply_timeout)
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
@@ -184,8 +199,9 @@ class AsyncRobust(Strategy):
         num_rounds : int, default 3
             Rounds, >= 1.
         timeout : float, default 3600
-            Longest time in seconds without an accepted reply. Then the run ends with what is
-            there and says so; `Result` has fewer rounds than asked for.
+            Longest time in seconds without an accepted reply, and before the first step. Then
+            the run ends with what is there and says so, and so it does at once when every node
+            is shut; `Result` has fewer rounds than asked for.
         train_config : ConfigRecord, optional
             Sent with every query, beside our own ``byz.`` keys and ``server-round``.
         evaluate_config : ConfigRecord, optional
@@ -206,6 +222,10 @@ class AsyncRobust(Strategy):
         check_integer("num_rounds", num_rounds, low=1, fix="pass for example num_rounds=20")
         check_number("timeout", timeout, low=0, closed="neither", fix="pass a time in seconds")
         del evaluate_config
+        if train_config is not None and not isinstance(train_config, ConfigRecord):
+            fix = "pass for example ConfigRecord({'lr': 0.1})"
+            raise ConfigError("train_config", train_config, "a ConfigRecord or None", fix)
+        config = {} if train_config is None else dict(train_config)
         session = self._begin(initial_arrays)
         layout = session.state.layout
         logger.info("Starting %s strategy:", type(self).__name__)
@@ -215,14 +235,13 @@ class AsyncRobust(Strategy):
         self.summary()
         result = Result(arrays=initial_arrays)
         _evaluate(0, result, evaluate_fn)
-        config = {} if train_config is None else dict(train_config)
         loop = ArrivalLoop(session, grid, config, timeout, self._sleep, self.poll_interval)
-        if not loop.wait_for_nodes(self.policy.min_nodes or 1):
+        if not loop.wait_for_nodes(self.min_available_nodes):
             return result
         size = self.updates_per_round or len(loop.connected)
         log = RoundLog(num_rounds, self._clock())
         for server_round in range(1, num_rounds + 1):
-            complete = loop.play_round(server_round, target=server_round * size)
+            complete = loop.play_round(server_round, size)
             result.arrays = session.arrays()
             if not complete:
                 break
@@ -239,11 +258,21 @@ class AsyncRobust(Strategy):
         """Make one query for every connected node, for Flower's synchronous loop.
 
         The round hooks feed the same state as `start`, so the strategy also runs under
-        ``Strategy.start`` and inside wrappers that call them.
+        ``Strategy.start``.
+
+        Raises
+        ------
+        ConfigError
+            If the model is not the one that `aggregate_train` returned: whoever changed it in
+            between, a wrapper that adds noise for example, would change nothing.
         """
         session = self._session
         if session is None or server_round == 1:
             session = self._begin(arrays)
+        elif arrays is not self._returned:
+            legal = "the very record that aggregate_train returned"
+            fix = "do not wrap this strategy in one that changes the model between rounds"
+            raise ConfigError("arrays", type(arrays), legal, fix)
         connected = tuple(grid.get_node_ids())
         session.state = on_connected(session.state, connected)
         self._handed_out = []
@@ -269,11 +298,12 @@ class AsyncRobust(Strategy):
                 session.state = on_unsent(session.state, node_id, now)
         self._handed_out = []
         for reply in replies:
-            session.receive(reply)
+            session.receive(reply.metadata.reply_to_message_id, reply)
         for message_id in list(session.state.book):
             session.settle(message_id, Rejected(Reason.EXPIRED))
         metrics = weighted_metrics(session.state)
-        return session.arrays(), MetricRecord(dict(metrics)) if metrics else None
+        self._returned = session.arrays()
+        return self._returned, MetricRecord(dict(metrics)) if metrics else None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -311,18 +341,30 @@ def _evaluate(
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
+    # Rules compute in float64, which other accelerators lack.
+    legal = "'cpu' or a CUDA device of this machine"
     fix = "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     try:
         usable = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ConfigError("device", device, "the name of a torch device", fix) from None
-    if usable.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", str(device), "a device of this machine", fix)
+        raise ConfigError("device", device, legal, fix) from None
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    on_card = usable.type == "cuda" and (usable.index or 0) < cards
+    if usable.type != "cpu" and not on_card:
+        raise ConfigError("device", str(device), legal, fix)
     return usable
 
 
-def _check_key(name: str, key: object) -> str:
-    if not isinstance(key, str) or not key or key in (records.BUFFERS, records.METRICS):
-        legal = f"a name other than {records.BUFFERS!r} and {records.METRICS!r}"
-        raise ConfigError(name, key, legal, "leave it out or pass for example 'arrays'")
+def _check_key(name: str, key: object, taken: str = "") -> str:
+    reserved = (records.BUFFERS, records.METRICS, taken)
+    if not isinstance(key, str) or not key or key in reserved:
+        legal = f"a name other than {', '.join(repr(other) for other in reserved if other)}"
+        raise ConfigError(name, key, legal, "leave it out or pass a name of its own")
     return key
+
+
+def _check_names(name: str, names: object) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        fix = "pass for example [name for name, _ in model.named_buffers()]"
+        raise ConfigError(name, names, "a collection of names", fix)
+    return tuple(names)

@@ -26,7 +26,7 @@ class TableView:
         (m, d) latest vectors in the order in which nodes first replied; not to be written, and
         overwritten by the next reply.
     weights : Tensor
-        (m,) int64 on the CPU: accepted replies of each node.
+        (m,) int64 on the rows' device: accepted replies of each node.
     """
 
     rows: Tensor
@@ -103,14 +103,9 @@ class Table(Generic[S]):
     def __len__(self) -> int:
         return len(self._counts)
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Accepted replies by row, exact."""
-        return tuple(self._counts)
-
     def view(self) -> TableView:
         """Return the rows in use and their weights, without a copy of the rows."""
-        return TableView(self._rows[: len(self)], _weights(self._counts))
+        return TableView(self._rows[: len(self)], self._weights(self._counts))
 
     def replace(self, index: int, vector: Tensor) -> None:
         """Write a node's latest vector and count one more reply of it.
@@ -128,9 +123,8 @@ class Table(Generic[S]):
             counts = [*self._counts, 1] if joins else list(self._counts)
             counts[index] += 0 if joins else 1
             old = None if joins else self._rows[index : index + 1]
-            change = Change(
-                (index,), old, vector.unsqueeze(0), _weights(self._counts), _weights(counts)
-            )
+            before, after = self._weights(self._counts), self._weights(counts)
+            change = Change((index,), old, vector.unsqueeze(0), before, after)
             self._derived = rule.update(self._derived, change, self.view())
         if joins:
             self._reserve(index + 1)
@@ -161,6 +155,5 @@ class Table(Generic[S]):
             grown[: len(self)] = self._rows[: len(self)]
             self._rows = grown
 
-
-def _weights(counts: list[int]) -> Tensor:
-    return torch.tensor(counts, dtype=torch.int64)
+    def _weights(self, counts: list[int]) -> Tensor:
+        return torch.tensor(counts, dtype=torch.int64, device=self._rows.device)

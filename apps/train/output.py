@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Result
 from safetensors.torch import save_file
 
 from apps.train.settings import Settings
+from flwr_byzasync import ConfigError
 from flwr_byzasync.progress import Statistics
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord]
@@ -22,14 +23,24 @@ class Output:
     ----------
     settings : Settings
         With `output_dir` empty nothing is written; else an absolute path, created if missing.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be made or written to.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = Path(settings.output_dir) if settings.output_dir else None
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "metrics.jsonl").write_text("")
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / "metrics.jsonl").write_text("")
+            except OSError as error:
+                legal = f"a folder that can be made and written to ({error.strerror})"
+                fix = "pass another path, or '' to write nothing"
+                raise ConfigError("output-dir", settings.output_dir, legal, fix) from error
 
     def recording(self, evaluate: Evaluate, statistics: Callable[[], Statistics]) -> Evaluate:
         """Return `evaluate` with a line in ``metrics.jsonl`` for each of its results."""

@@ -10,10 +10,15 @@ from flwr_byzasync.progress import Statistics
 
 def byzantine_share(
     settings: Settings, statistics: Statistics, partitions: Mapping[int, int]
-) -> float:
-    """Return the share of the weight that the Byzantine nodes really held, in [0, 1]."""
-    if settings.attack == NO_ATTACK:
+) -> float | None:
+    """Return the share of the weight that the Byzantine nodes really held, in [0, 1].
+
+    None if some node did not tell its partition-id, so that nobody knows.
+    """
+    if settings.attack == NO_ATTACK or settings.byzantine_nodes == 0:
         return 0.0
+    if not statistics.replies.keys() <= partitions.keys():
+        return None
     liars = {node for node, part in partitions.items() if part < settings.byzantine_nodes}
     return statistics.share(liars)
 
@@ -33,21 +38,25 @@ def final_table(
     rejected = {reason.name.lower(): count for reason, count in statistics.reasons.items()}
     rows = {
         "aggregator": f"{settings.aggregator} (byz-fraction {settings.byz_fraction:g})",
-        "attack": f"{settings.attack} by nodes 0 .. {settings.byzantine_nodes - 1}"
-        if share
-        else "none",
+        "attack": _attack(settings),
         "accuracy": f"{last['accuracy']:.4f}",
         "loss": f"{last['loss']:.4f}",
         "replies": f"{statistics.accepted} in {seconds:.0f} s, {statistics.steps} steps, "
         f"mean staleness {statistics.mean_staleness:.1f}",
         "replies by node": by_node,
-        "Byzantine weight": f"{share:.1%}",
+        "Byzantine weight": "unknown" if share is None else f"{share:.1%}",
         "rejected": ", ".join(f"{k} {v}" for k, v in rejected.items()) or "none",
     }
     lines = ["", "Result", *(f"  {name:<17} {value}" for name, value in rows.items())]
-    if share > settings.byz_fraction:
+    if share is not None and share > settings.byz_fraction:
         lines.append(
             f"  Warning: Byzantine nodes held {share:.1%} of the weight, more than byz-fraction "
             f"{settings.byz_fraction:g}: nothing is promised; raise byz-fraction."
         )
     return lines
+
+
+def _attack(settings: Settings) -> str:
+    if settings.attack == NO_ATTACK or settings.byzantine_nodes == 0:
+        return "none"
+    return f"{settings.attack} by nodes 0 .. {settings.byzantine_nodes - 1}"

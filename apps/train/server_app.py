@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from logging import getLogger
 
 import torch
@@ -41,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = Settings.of(context.run_config)
         nodes = check_nodes(settings, grid)
+        output = Output(settings)
     except ConfigError as error:
         logger.error("%s", error)
         raise
@@ -53,12 +55,12 @@ def main(grid: Grid, context: Context) -> None:
         # If all nodes are needed, the strategy's own rule is better than their number: it does
         # not wait for a node that is lost or shut before it ever replied.
         min_nodes=settings.min_nodes if settings.min_nodes < len(nodes) else None,
+        min_available_nodes=settings.min_nodes,
         updates_per_round=settings.updates_per_round,
         buffers=[name for name, _ in model.named_buffers()],
         device=settings.chosen_device,
     )
-    partitions = _identify(grid, nodes)
-    output = Output(settings)
+    partitions = identify(grid, nodes)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
@@ -103,24 +105,29 @@ def check_nodes(settings: Settings, grid: Grid) -> list[int]:
     return nodes
 
 
-def _identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
+def identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
     """Ask each node its partition-id, for the table at the end; the strategy never sees it.
 
-    A node that does not answer, or not with a partition-id, is left out: the run goes on.
+    A node that does not answer, or not with a partition-id of its own, is left out: the run
+    goes on. Nothing that a node answers, and no fault of the network, may end it.
     """
     asked: dict[str, int] = {}
     for node in nodes:
         content = RecordDict({"config": ConfigRecord()})
         question = Message(content, dst_node_id=node, message_type=MessageType.QUERY)
-        asked |= {message_id: node for message_id in grid.push_messages([question]) if message_id}
+        with suppress(Exception):
+            asked |= {key: node for key in grid.push_messages([question]) if key}
     partitions: dict[int, int] = {}
     deadline = time.monotonic() + FIRST_ANSWER_SECONDS
     while asked and time.monotonic() < deadline:
-        for reply in grid.pull_messages(list(asked)):
-            node = asked.pop(reply.metadata.reply_to_message_id)
-            told = reply.content.metric_records.get("metrics") if reply.has_content() else None
-            partition = None if told is None else told.get("partition-id")
-            if isinstance(partition, int):
+        for message_id in list(asked):
+            partition = None
+            with suppress(Exception):
+                for reply in grid.pull_messages([message_id]):
+                    node = asked.pop(message_id)
+                    partition = reply.content.metric_records["metrics"]["partition-id"]
+            known = partition in partitions.values()
+            if isinstance(partition, int) and 0 <= partition < len(nodes) and not known:
                 partitions[node] = partition
                 deadline = min(deadline, time.monotonic() + OTHER_ANSWERS_SECONDS)
         time.sleep(0.1)

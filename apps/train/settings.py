@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.train import tasks
 from flwr_byzasync import aggregators, attacks, estimators
@@ -70,6 +71,10 @@ class Settings:
         settings = cls(**checked)
         task = tasks.discover()[settings.dataset]
         check_choice("model", settings.model, task.models, fix="pass for example model='mlp'")
+        model = task.make_model(settings.model, settings.seed)
+        if settings.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+            legal = "an integer >= 2 with a model that normalises over the batch"
+            raise ConfigError("batch-size", 1, legal, "pass for example batch-size=32")
         aggregators.build(settings.aggregator, settings.byz_fraction)
         estimators.build(settings.optimizer, settings.chosen_beta)
         return settings

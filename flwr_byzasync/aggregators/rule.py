@@ -17,8 +17,9 @@ class Aggregator(Protocol):
     """Anything that turns latest vectors and weights into one direction.
 
     A rule is called as ``rule(rows, weights)``: `rows` is a floating (m, d) tensor, `weights`
-    is (m,), non-negative with a positive sum, integer or floating. The result is a new (d,)
-    tensor of the rows' dtype and device; inputs are never written.
+    is (m,), non-negative with a positive sum, integer or floating; the strategy passes both on
+    one device. The result is a new (d,) tensor of the rows' dtype and device; inputs are never
+    written.
     """
 
     def __call__(self, rows: Tensor, weights: Tensor, /) -> Tensor:

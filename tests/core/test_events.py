@@ -88,7 +88,7 @@ def test_counts_never_fall_and_sum_to_the_accepted_replies(
         assert sum(after.reasons.values()) >= sum(before.reasons.values())
     last = states[-1]
     assert sum(node.accepted for node in last.nodes.values()) == last.accepted
-    assert sum(last.tables.parameters.counts) == last.accepted
+    assert int(last.tables.parameters.view().weights.sum()) == last.accepted
 
 
 @given(events)
@@ -130,6 +130,11 @@ def test_a_founder_that_vanishes_is_not_waited_for() -> None:
 
 def test_the_quorum_never_falls_below_more_than_half_of_the_founders() -> None:
     assert quorum(on_connected(fresh(), [0])) == 2
+
+
+def test_a_founder_that_sends_what_cannot_be_used_is_not_waited_for() -> None:
+    state = on_sent(fresh(), 0, "m", 0, 0.0)
+    assert quorum(on_reply(state, "m", Rejected(Reason.NON_FINITE), 0.0)) == 2
 
 
 def test_a_founder_that_replied_and_left_still_counts_for_the_quorum() -> None:

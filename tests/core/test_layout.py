@@ -63,7 +63,6 @@ def test_groups_merge_in_the_order_of_the_user() -> None:
         ({"w": torch.tensor([float("nan")])}, (), r"initial_arrays\['w'\]"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, (), r"initial_arrays\['w'\]"),
         ({"w": torch.ones(2)}, ("v",), "buffers"),
-        ({"w": torch.ones(2)}, "w", "buffers"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused_by_name(

@@ -5,6 +5,7 @@ import torch
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.errors import NOT_ITS_DOING
 from flwr_byzasync.events import (
     due_nodes,
     on_clock,
@@ -106,7 +107,7 @@ def test_a_replay_gains_no_weight() -> None:
     once = on_reply(asked(fresh()), "m", update(), now=1.0)
     again = on_reply(once, "m", update(), now=1.1)
     assert again.nodes[NODE].accepted == 1 == again.accepted
-    assert again.tables.parameters.counts == (1,)
+    assert again.tables.parameters.view().weights.tolist() == [1]
     assert again.iterates is once.iterates
     assert again.reasons == {Reason.UNSOLICITED: 1}
 
@@ -146,6 +147,22 @@ def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -
         state = on_reply(asked(state, "m", 10.0), "m", FAULT, now=10.0)
         waits.append(state.nodes[NODE].due - 10.0)
     assert waits == [4.0, 8.0, 16.0]
+
+
+def test_no_wait_grows_beyond_64_times_its_first_length() -> None:
+    state = fresh(shut_after=100)
+    for _ in range(20):
+        state = on_reply(asked(state, "m", 0.0), "m", FAULT, now=0.0)
+    assert state.nodes[NODE].due == 64.0
+
+
+@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Reason) -> None:
+    state = fresh(shut_after=1)
+    for _ in range(3):
+        state = on_reply(asked(state), "m", Rejected(reason), now=1.0)
+    assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].due == 5.0
+    assert state.reasons == {reason: 3}
 
 
 def test_an_accepted_reply_forgives_earlier_faults() -> None:

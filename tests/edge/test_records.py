@@ -93,10 +93,11 @@ ZIPPED = BytesIO()
 np.savez(ZIPPED, F4)
 
 ZOO: dict[str, tuple[Callable[[], RecordDict | Error], Reason]] = {
-    "error 0": (lambda: Error(0, "actor died"), Reason.CLIENT_ERROR),
+    "error 0": (lambda: Error(0, "actor died"), Reason.CRASHED),
     "error 2": (lambda: Error(2, "line\n<class 'ValueError'>"), Reason.CLIENT_ERROR),
     "error 3": (lambda: Error(3, "gone"), Reason.LOST),
     "error 5": (lambda: Error(5, "node"), Reason.NODE_GONE),
+    "error 8": (lambda: Error(8, "stopped responding"), Reason.CRASHED),
     "error 99": (lambda: Error(99, ""), Reason.CLIENT_ERROR),
     "empty": (RecordDict, Reason.MISSING_RECORD),
     "no arrays": (lambda: without("arrays"), Reason.MISSING_RECORD),
@@ -149,6 +150,12 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error], Reason]] = {
             buffers=records.record_of({"mean": torch.tensor([torch.nan]), "n": MODEL["n"]})
         ),
         Reason.NON_FINITE,
+    ),
+    "norm beyond the rules": (
+        lambda: plus(
+            arrays=records.record_of({"w": MODEL["w"], "b": 1e151 * torch.ones(2).double()})
+        ),
+        Reason.OVERFLOW,
     ),
     "square overflows": (
         lambda: plus(

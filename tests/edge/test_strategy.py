@@ -1,6 +1,7 @@
 """The arrival loop on a fake grid and a fake clock."""
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -203,20 +204,160 @@ def test_a_network_that_raises_now_and_then_is_survived(call: str) -> None:
     assert strategy.statistics().accepted == 30
 
 
-def test_one_reply_that_makes_the_network_code_raise_does_not_hold_up_the_others() -> None:
+def test_a_reply_that_cannot_be_inflated_costs_nobody_else_a_reply() -> None:
+    """As Flower's HttpGrid: the pull raises after the SuperLink has deleted what it returned."""
     clock = FakeClock()
-    grid = grid_of(clock, honest, honest, honest)
-    poisoned: set[str] = set()
+    grid = grid_of(clock, *[honest] * 4, liar)
+    poisoned: list[str] = []
 
     def on_pull(ids: list[str]) -> None:
-        poisoned.update(m.metadata.message_id for m in grid.sent if m.metadata.dst_node_id == 3)
-        if poisoned & set(ids):
-            raise ValueError("cannot inflate")
+        ready = [key for key in ids if grid.waiting.get(key, (torch.inf,))[0] <= clock.now]
+        for key in ready:
+            query = next(m for m in grid.sent if m.metadata.message_id == key)
+            if query.metadata.dst_node_id == 5 and key not in poisoned:
+                poisoned.append(key)
+                lost = Message(Error(3, "unavailable"), reply_to=query)
+                grid.waiting.update(dict.fromkeys(ready, (0.0, lost)))
+                raise ValueError("cannot inflate")
 
     grid.on_pull = on_pull
-    strategy = strategy_on(clock, min_nodes=2, updates_per_round=20)
+    strategy = strategy_on(clock, updates_per_round=40)
+    strategy.start(grid, ArrayRecord(START), 5)
+    statistics = strategy.statistics()
+    assert len(poisoned) > 2 and statistics.reasons == {Reason.LOST: len(poisoned)}
+    assert statistics.replies == {1: 50, 2: 50, 3: 50, 4: 50, 5: 0}
+
+
+def test_a_reply_that_claims_to_answer_another_s_message_stays_its_own() -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, honest, honest, honest, liar)
+    pull = grid.pull_messages
+
+    def forged(ids: list[str]) -> list[Message]:
+        victim = next(m for m in reversed(grid.sent) if m.metadata.dst_node_id == 1)
+        replies = pull(ids)
+        for reply in replies:
+            owner = next(m for m in grid.sent if m.metadata.message_id == ids[0])
+            if owner.metadata.dst_node_id == 4:
+                claimed = victim.metadata.message_id
+                reply.metadata.__dict__["_reply_to_message_id"] = claimed
+        return replies
+
+    grid.pull_messages = forged  # type: ignore[method-assign]
+    strategy = strategy_on(clock, updates_per_round=40)
+    result = strategy.start(grid, ArrayRecord(START), 1)
+    assert set(strategy.statistics().replies.values()) == {10}
+    assert float(final(result).norm()) < float(START["w"].norm())
+
+
+def test_a_network_that_fails_for_a_while_is_logged_once_and_costs_no_node_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, *[honest] * 4)
+
+    def down(_: list[str]) -> None:
+        if 3.0 < clock.now < 60.0:
+            raise ConnectionError("no route")
+
+    grid.on_pull = down
+    strategy = strategy_on(clock, updates_per_round=40)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        strategy.start(grid, ArrayRecord(START), 2)
+    assert strategy.statistics().reasons == {}
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("code", [0, 3, 5, 8])
+def test_faults_of_the_network_never_shut_a_node(code: int) -> None:
+    clock = FakeClock()
+    calls: list[int] = []
+
+    def unlucky(message: Message) -> RecordDict | Error:
+        calls.append(1)
+        return Error(code, "lost") if len(calls) <= 7 else reply_to(message)
+
+    grid = grid_of(clock, honest, honest, unlucky)
+    strategy = strategy_on(clock, updates_per_round=300)
     strategy.start(grid, ArrayRecord(START), 2)
-    assert strategy.statistics().reasons == {Reason.UNREADABLE: 5}
+    assert sum(strategy.statistics().reasons.values()) == 7
+    assert strategy.statistics().replies[3] > 10
+
+
+def test_the_first_round_lasts_until_the_first_step() -> None:
+    clock = FakeClock()
+    grid = FakeGrid(clock, {1: FakeNode(honest, 1.0), 2: FakeNode(honest, 30.0)})
+    evaluated: list[int] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        evaluated.append(strategy.statistics().accepted)
+
+    strategy = strategy_on(clock, updates_per_round=10)
+    strategy.start(grid, ArrayRecord(START), 3, evaluate_fn=evaluate)
+    assert evaluated[0] == 0 and 25 < evaluated[1] <= 31
+    assert [b - a for a, b in pairwise(evaluated[1:])] == [10, 10]
+    assert strategy.statistics().steps > 15
+
+
+def test_a_silent_founder_is_waited_for_a_minute_at_most() -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, *[honest] * 4, silent)
+    strategy = strategy_on(clock, updates_per_round=20)
+    result = strategy.start(grid, ArrayRecord(START), 20)
+    assert 60.0 < clock.now < 180.0
+    assert float(final(result).norm()) < 0.1
+
+
+def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, honest, honest, raising)
+    strategy = strategy_on(clock, min_nodes=3, updates_per_round=5)
+    with caplog.at_level(logging.ERROR, logger="flwr"):
+        result = strategy.start(grid, ArrayRecord(START), 20, timeout=100.0)
+    assert torch.equal(final(result), START["w"]) and clock.now < 110.0
+    assert "the first step was not made within timeout=100 seconds" in caplog.text
+    assert "2 have replied, and the first step needs 3" in caplog.text
+
+
+def test_when_every_node_is_shut_the_run_ends_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    with caplog.at_level(logging.ERROR, logger="flwr"):
+        strategy_on(clock).start(grid_of(clock, raising, raising), ArrayRecord(START), 5)
+    assert clock.now < 60.0
+    assert "every connected node is shut" in caplog.text
+
+
+def test_a_node_that_connects_first_does_not_start_alone() -> None:
+    clock = FakeClock()
+    grid = grid_of(clock, liar, honest, honest)
+    for late in (2, 3):
+        grid.nodes[late].connected = False
+    ids = grid.get_node_ids
+
+    def later() -> list[int]:
+        for late in (2, 3):
+            grid.nodes[late].connected = clock.now > 30.0
+        return ids()
+
+    grid.get_node_ids = later  # type: ignore[method-assign]
+    strategy = strategy_on(clock, min_available_nodes=3, updates_per_round=30)
+    result = strategy.start(grid, ArrayRecord(START), 1)
+    assert set(strategy.statistics().replies.values()) == {10}
+    assert float(final(result).norm()) < float(START["w"].norm())
+
+
+def test_a_wrapper_that_changes_the_model_between_rounds_is_refused() -> None:
+    clock = FakeClock()
+    strategy = strategy_on(clock)
+    grid = grid_of(clock, honest, honest)
+    strategy.configure_train(1, ArrayRecord(START), ConfigRecord(), grid)
+    arrays, _ = strategy.aggregate_train(1, [])
+    assert arrays is not None
+    strategy.configure_train(2, arrays, ConfigRecord(), grid)
+    with pytest.raises(ConfigError, match=r"^arrays=.* do not wrap this strategy"):
+        strategy.configure_train(3, ArrayRecord(START), ConfigRecord(), grid)
 
 
 def test_a_query_that_the_network_refuses_is_counted_and_sent_later() -> None:
@@ -238,7 +379,6 @@ def test_a_reply_delivered_twice_gains_no_weight() -> None:
     strategy.start(grid, ArrayRecord(START), 1)
     statistics = strategy.statistics()
     assert set(statistics.replies.values()) == {5}
-    assert set(statistics.reasons) == {Reason.UNSOLICITED}
 
 
 def test_when_nothing_more_arrives_the_run_ends_with_what_is_there_and_says_why(
@@ -255,7 +395,7 @@ def test_when_nothing_more_arrives_the_run_ends_with_what_is_there_and_says_why(
             grid, ArrayRecord(START), 10, timeout=50.0
         )
     assert 0.5 < float(final(result).norm()) < float(START["w"].norm())
-    assert "No reply was accepted for timeout=50 seconds" in caplog.text
+    assert "no reply was accepted for timeout=50 seconds" in caplog.text
 
 
 def test_too_few_nodes_end_the_run_in_time_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -351,7 +491,7 @@ def test_a_second_run_of_the_same_strategy_starts_anew() -> None:
 def test_the_model_of_an_unfinished_round_is_not_thrown_away() -> None:
     clock = FakeClock()
     grid = grid_of(clock, lambda m: honest(m) if clock.now < 8.0 else None)
-    strategy = strategy_on(clock, updates_per_round=100)
+    strategy = strategy_on(clock, min_nodes=1, updates_per_round=100)
     result = strategy.start(grid, ArrayRecord(START), 2, timeout=20.0)
     assert float(final(result).norm()) < 0.6 * float(START["w"].norm())
 
@@ -376,6 +516,8 @@ def test_shares_of_the_weight_are_those_of_the_counts() -> None:
         ("payload", "weights"), ("shut_after", 0), ("reply_timeout", 0.0),
         ("reply_timeout", float("nan")), ("poll_interval", -1.0), ("device", "gpu"),
         ("arrayrecord_key", ""), ("arrayrecord_key", "buffers"), ("configrecord_key", 3),
+        ("configrecord_key", "arrays"), ("buffers", 5), ("buffers", "mean"), ("device", "meta"),
+        ("device", "cuda:99"), ("min_available_nodes", 0),
     ],
 )  # fmt: skip
 def test_an_argument_out_of_range_is_refused_by_name(argument: str, value: object) -> None:
@@ -391,6 +533,7 @@ def test_an_argument_out_of_range_is_refused_by_name(argument: str, value: objec
         ({"initial_arrays": ArrayRecord()}, "initial_arrays"),
         ({"initial_arrays": ArrayRecord({"n": torch.tensor([1])})}, "initial_arrays"),
         ({"initial_arrays": START}, "initial_arrays"),
+        ({"train_config": {"lr": 0.1}}, "train_config"),
     ],
 )
 def test_a_start_that_cannot_work_is_refused_before_any_message(
