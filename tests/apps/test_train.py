@@ -169,6 +169,12 @@ def test_more_byzantine_nodes_than_nodes_are_refused() -> None:
         check_nodes(settings(byzantine_nodes=11), InMemoryGrid(10))
 
 
+def test_a_batch_of_one_is_refused_with_a_model_that_normalises_over_it() -> None:
+    assert settings(batch_size=1).batch_size == 1
+    with pytest.raises(ConfigError, match=r"^batch-size=1 .*>= 2"):
+        settings(batch_size=1, model="mlp-bn")
+
+
 def test_the_true_byzantine_share_is_that_of_the_lying_partitions() -> None:
     statistics = Statistics(replies={10: 6, 11: 3, 12: 1})
     partitions = {10: 5, 11: 0, 12: 1}

@@ -111,6 +111,18 @@ def test_rounds_are_accepted_replies_and_evaluation_happens_at_their_ends() -> N
     assert list(result.arrays) == ["w"]
 
 
+def test_a_liar_s_metrics_do_not_distort_those_of_a_round() -> None:
+    clock = FakeClock()
+
+    def boasting(message: Message) -> RecordDict:
+        told = MetricRecord({"train_loss": 1e200, "num-examples": 10**12, "mine": 5.0})
+        return reply_to(message, metrics=told)
+
+    strategy = strategy_on(clock)
+    result = strategy.start(grid_of(clock, honest, honest, boasting), ArrayRecord(START), 3)
+    assert result.train_metrics_clientapp[3] == {"train_loss": 1.0}
+
+
 def test_staleness_is_the_server_s_own_count_of_steps() -> None:
     clock = FakeClock()
     nodes = {1: FakeNode(honest, 1.0), 2: FakeNode(honest, 4.5)}
