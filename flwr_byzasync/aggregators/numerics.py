@@ -58,30 +58,39 @@ def combine(rows: Tensor, coefficients: Tensor, centre: Tensor) -> Tensor:
     Tensor
         (d,) float64, with error about m·u·Σ|a_i|·‖x_i − centre‖ + u·‖result‖.
     """
+    return centre + combined_offset(rows, coefficients, centre)
+
+
+def combined_offset(rows: Tensor, coefficients: Tensor, centre: Tensor) -> Tensor:
+    """Return ``Σ a_i (x_i − centre)``, which `combine` adds to the centre."""
     used = (coefficients != 0).unsqueeze(1)
     return torch.cat(
-        [c + coefficients @ torch.where(used, x - c, 0.0) for x, c in paired_blocks(rows, centre)]
+        [coefficients @ torch.where(used, x - c, 0.0) for x, c in paired_blocks(rows, centre)]
     )
 
 
-def squared_distances(rows: Tensor, point: Tensor) -> Tensor:
-    """Return ``‖x_i − point‖²`` in float64 from differences, never from a Gram matrix.
+def squared_distances(rows: Tensor, centre: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Return ``‖x_i − centre − offset‖²`` from differences, never from a Gram matrix.
 
     Parameters
     ----------
     rows : Tensor
         (m, d).
-    point : Tensor
+    centre : Tensor
         (d,) float64.
+    offset : Tensor, optional
+        (d,) float64, small: added to the centre it would be rounded to the centre's last digit.
 
     Returns
     -------
     Tensor
         (m,) float64.
     """
+    rest = torch.zeros_like(centre) if offset is None else offset
     total = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    for x, p in paired_blocks(rows, point):
-        total += (x - p).square().sum(dim=1)
+    pairs = zip(paired_blocks(rows, centre), torch.split(rest, _width(rows)), strict=True)
+    for (x, c), o in pairs:
+        total += (x - c - o).square().sum(dim=1)
     return total
 
 

@@ -6,7 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.numerics import combine, heaviest_row, squared_distances
+from flwr_byzasync.aggregators.numerics import (
+    combined_offset,
+    heaviest_row,
+    squared_distances,
+)
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
 from flwr_byzasync.errors import check_integer, check_number
 
@@ -64,10 +68,11 @@ class RFA(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded iterate."""
         mass = weights.to(torch.float64)
+        # z is kept as an offset from a row, or rows far from the origin would round it.
         centre = heaviest_row(rows, weights)
-        z = combine(rows, mass / mass.sum(), centre)
+        z = combined_offset(rows, mass / mass.sum(), centre)
         for _ in range(self.iterations):
-            pull = mass / squared_distances(rows, z).sqrt().clamp(min=self.nu)
+            pull = mass / squared_distances(rows, centre, z).sqrt().clamp(min=self.nu)
             pull = torch.where(mass > 0, pull, 0.0)
-            z = combine(rows, pull / pull.sum(), centre)
-        return z
+            z = combined_offset(rows, pull / pull.sum(), centre)
+        return centre + z
