@@ -92,8 +92,8 @@ def test_beta_of_minus_one_is_the_optimizer_s_default() -> None:
 
 
 def test_mu2_steps_by_anytime_and_the_baselines_by_plain_sgd() -> None:
-    assert settings(optimizer="mu2").server_optimizer() == AnyTimeSGD(lr=0.01, gamma=0.1)
-    assert settings(optimizer="momentum").server_optimizer() == SGD(lr=0.01)
+    assert settings(optimizer="mu2").server_optimizer() == AnyTimeSGD(lr=0.015, gamma=0.1)
+    assert settings(optimizer="momentum").server_optimizer() == SGD(lr=0.015)
 
 
 def test_partitions_are_disjoint_and_together_everything() -> None:
