@@ -73,7 +73,7 @@ class ArrivalLoop:
                     self._timeout,
                 )
                 return False
-            self._sleep(min(1.0, 50 * self._poll_interval))
+            self._sleep(min(1.0, 10 * self._poll_interval))
         return True
 
     def play_round(self, server_round: int, size: int) -> bool:

@@ -62,8 +62,10 @@ class AsyncRobust(Strategy):
         Unusable replies in a row after which a node is not asked again, >= 1.
     reply_timeout : float, default 600.0
         Seconds after which a message counts as unanswered, in (0, inf).
-    poll_interval : float, default 0.02
-        Seconds between two looks at the network when nothing arrived, in (0, inf).
+    poll_interval : float, default 0.1
+        Seconds between two looks at the network when nothing arrived, in (0, inf). Simulated
+        nodes look for messages every 0.1 s, in the order of their partition-ids: looking much
+        more often than they do lets the first of them answer more often than the last.
     device : str or torch.device, default "cpu"
         Where rows are kept and aggregated.
     arrayrecord_key, configrecord_key : str
@@ -105,7 +107,7 @@ class AsyncRobust(Strategy):
         payload: str | None = None,
         shut_after: int = 5,
         reply_timeout: float = 600.0,
-        poll_interval: float = 0.02,
+        poll_interval: float = 0.1,
         device: str | torch.device = "cpu",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",

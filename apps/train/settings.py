@@ -121,7 +121,9 @@ def _checked(key: str, value: object) -> object:
         case "byz-fraction":
             return check_byz_fraction(key, value)
         case "lr":
-            return check_number(key, value, low=0, closed="neither", fix="pass for example lr=0.015")
+            return check_number(
+                key, value, low=0, closed="neither", fix="pass for example lr=0.015"
+            )
         case "gamma":
             fix = "pass for example gamma=0.1"
             return check_number(key, value, low=0, high=1, closed="right", fix=fix)

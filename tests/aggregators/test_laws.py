@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -168,7 +168,7 @@ def fails(check: Callable[[Aggregator, Any], None], rule: Aggregator, case: obje
 @pytest.mark.parametrize("law", Law)
 def test_a_rule_that_breaks_the_law_is_caught(law: Law) -> None:
     check, cases = CHECKS[law]
-    quick = settings(max_examples=200, derandomize=True, database=None)
+    quick = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate])
     case = find(cases, lambda case: fails(check, BROKEN[law], case), settings=quick)
     assert fails(check, BROKEN[law], case) and not fails(check, Mean(), case)
 
@@ -245,7 +245,7 @@ def test_rows_of_weight_zero_are_as_if_absent(
 @every
 @given(case=weighted())
 def test_integer_and_floating_weights_of_one_value_agree(rule: Aggregator, case: Weighted) -> None:
-    for dtype in (torch.float32, torch.float64, torch.int32, torch.uint8):
+    for dtype in (torch.float32, torch.uint8):
         assert_near(rule(case.rows, case.weights.to(dtype)), rule(*case), case.rows)
 
 

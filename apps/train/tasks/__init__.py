@@ -17,8 +17,8 @@ def discover() -> Mapping[str, Task]:
 
     Examples
     --------
-    >>> sorted(discover())
-    ['digits']
+    >>> discover()["digits"].classes
+    10
     """
     modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
     declared = [module.TASK for module in modules if hasattr(module, "TASK")]
