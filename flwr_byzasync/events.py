@@ -76,7 +76,7 @@ def on_reply(
     state : ServerState
         Before.
     message_id : str
-        The message it answers, as the network says; whose it is, the book says.
+        The message whose reply was asked for; whose it is, the book says.
     reply : Update or Rejected
         What was decoded.
     now : float
