@@ -1,6 +1,7 @@
 """`python -m apps.benchmarks NAME`: measure and print what the documents show."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
     chosen = parser.parse_args(arguments)
+    # As an exception, so that what a benchmark has started is ended before it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         BENCHMARKS[chosen.name].main(chosen)
     except ConfigError as error:
