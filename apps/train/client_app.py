@@ -28,9 +28,12 @@ def _settings(items: tuple[tuple[str, object], ...]) -> Settings:
 
 def attack_of(context: Context) -> VectorAttack | LabelAttack | None:
     """Return what this node does to others: nodes with partition-id < byzantine-nodes lie."""
-    settings = settings_of(context)
+    return _attack(settings_of(context), int(context.node_config["partition-id"]))
+
+
+def _attack(settings: Settings, partition: int) -> VectorAttack | LabelAttack | None:
     chosen = attacks.discover().get(settings.attack)
-    byzantine = int(context.node_config["partition-id"]) < settings.byzantine_nodes
+    byzantine = partition < settings.byzantine_nodes
     return chosen() if chosen is not None and byzantine else None
 
 
@@ -52,14 +55,17 @@ def _model(dataset: str, model: str, seed: int) -> nn.Module:
 
 def partition_of(context: Context) -> Split:
     """Return this node's training examples, with the labels that it trains on."""
-    settings = settings_of(context)
-    mine = partition_iid(
-        _task_data(settings.dataset, settings.data_dir),
-        int(context.node_config["partition-id"]),
-        int(context.node_config["num-partitions"]),
-        settings.seed,
-    )
-    attack = attack_of(context)
+    config = context.node_config
+    share = (int(config["partition-id"]), int(config["num-partitions"]))
+    return _partition(settings_of(context), *share)
+
+
+@cache
+def _partition(settings: Settings, partition: int, partitions: int) -> Split:
+    """Cut a node's share once, not for each of the two gradients of each reply."""
+    examples = _task_data(settings.dataset, settings.data_dir)
+    mine = partition_iid(examples, partition, partitions, settings.seed)
+    attack = _attack(settings, partition)
     if isinstance(attack, LabelAttack):
         classes = discover()[settings.dataset].classes
         return Split(mine.inputs, attack.transform(mine.labels, classes))

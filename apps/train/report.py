@@ -15,7 +15,7 @@ def byzantine_share(
 
     None if some node did not tell its partition-id, so that nobody knows.
     """
-    if settings.attack == NO_ATTACK or settings.byzantine_nodes == 0:
+    if not settings.under_attack:
         return 0.0
     if not statistics.replies.keys() <= partitions.keys():
         return None
@@ -57,6 +57,6 @@ def final_table(
 
 
 def _attack(settings: Settings) -> str:
-    if settings.attack == NO_ATTACK or settings.byzantine_nodes == 0:
-        return "none"
+    if not settings.under_attack:
+        return NO_ATTACK
     return f"{settings.attack} by nodes 0 .. {settings.byzantine_nodes - 1}"

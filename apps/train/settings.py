@@ -80,6 +80,11 @@ class Settings:
         return settings
 
     @property
+    def under_attack(self) -> bool:
+        """Whether any node lies."""
+        return self.attack != NO_ATTACK and self.byzantine_nodes > 0
+
+    @property
     def chosen_beta(self) -> float | None:
         """β, or None for the optimizer's default."""
         return None if self.beta == -1.0 else self.beta

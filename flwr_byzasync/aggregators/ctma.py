@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from flwr_byzasync.aggregators.median import sharp_bound
-from flwr_byzasync.aggregators.numerics import combine, squared_distances
+from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
@@ -23,7 +23,6 @@ from flwr_byzasync.errors import ConfigError, check_byz_fraction
 TIE = 1e-12
 """Rows whose distances differ by less than this factor, or by less than the rounding of the
 centre, are equally far: float64 cannot tell them apart, and that rounding would decide."""
-EPS = torch.finfo(torch.float64).eps
 
 
 def meta_bound(lam: float, base: float) -> float:

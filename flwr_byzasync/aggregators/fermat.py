@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from flwr_byzasync.aggregators.median import middle_values
+from flwr_byzasync.aggregators.numerics import EPS
 
-EPS = torch.finfo(torch.float64).eps
 COLLINEAR = 1e-12
 """Sine of the angle up to which directions count as one line. An angle has no scale, so no far
 outlier can make the others look collinear."""

@@ -6,10 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.numerics import column_blocks
+from flwr_byzasync.aggregators.numerics import EPS, column_blocks
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-
-EPS = torch.finfo(torch.float64).eps
 
 
 def sharp_bound(lam: float) -> float:

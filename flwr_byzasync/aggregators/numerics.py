@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+EPS = torch.finfo(torch.float64).eps
+"""2⁻⁵², twice the unit roundoff of all sums here."""
 BLOCK = 1 << 16
 """Elements of one block: 512 KiB in float64, which stays in a core's cache."""
 
