@@ -3,17 +3,26 @@
 from collections.abc import Mapping
 from functools import cache
 
-from flwr_byzasync.attacks.attack import Attack, LabelAttack, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import (
+    Attack,
+    Knowledge,
+    LabelAttack,
+    Needs,
+    TimedAttack,
+    VectorAttack,
+)
 from flwr_byzasync.attacks.label_flip import LabelFlip
 from flwr_byzasync.attacks.sign_flip import SignFlip
 from flwr_byzasync.discovery import declared
 
 __all__ = [
     "Attack",
+    "Knowledge",
     "LabelAttack",
     "LabelFlip",
     "Needs",
     "SignFlip",
+    "TimedAttack",
     "VectorAttack",
     "discover",
 ]

@@ -1,10 +1,14 @@
-"""What an attack declares about itself."""
+"""What an attack is: what it declares, what it may know, and the two things it may change."""
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from flwr_byzasync.aggregators import Aggregator
 
 
 class Needs(Enum):
@@ -12,6 +16,8 @@ class Needs(Enum):
 
     OWN_VECTOR = "the vector that it would honestly send"
     OWN_LABELS = "the labels of its own data"
+    COLLUDERS = "statistics of honest vectors, which colluders can estimate from their own"
+    EVERYTHING = "the latest vector and the weight of every honest node, and the server's rule"
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,9 @@ class Attack:
     name : str
         Name in `discover` and in run-configs.
     needs : Needs
-        What it must know.
+        The least that it must know.
     sources : tuple of str
-        Where it is described.
+        Where it is described, and where the defaults of its parameters come from.
     """
 
     name: str
@@ -33,14 +39,71 @@ class Attack:
     sources: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Knowledge:
+    """What a Byzantine node knows when it replies, beside its own honest vector.
+
+    Parameters
+    ----------
+    rows : Tensor, optional
+        (n, d) latest vectors of the honest nodes or, where colluders estimate, vectors that
+        they themselves would honestly send. None before the first.
+    weights : Tensor, optional
+        (n,) int64, positive: accepted replies behind each row.
+    honest_weight : int, optional
+        S − S_B: replies of all honest nodes so far. None where nobody counts them.
+    byzantine_weight : int, optional
+        S_B: replies of all Byzantine nodes, the coming one included. None where nobody counts.
+    rule : Aggregator, optional
+        The rule that the server is believed to use.
+    history : tuple of Tensor
+        The node's own honest vectors of earlier replies, oldest first, at most ``memory``.
+    reply : int
+        Replies that this node has sent before.
+    seed : int
+        Of this node and this reply.
+    """
+
+    rows: Tensor | None = None
+    weights: Tensor | None = None
+    honest_weight: int | None = None
+    byzantine_weight: int | None = None
+    rule: Aggregator | None = None
+    history: tuple[Tensor, ...] = ()
+    reply: int = 0
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh generator on the CPU, in the same state each time it is asked."""
+        mixed = np.random.SeedSequence([self.seed, self.reply]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
+
+
+ALONE = Knowledge()
+"""A node that knows nothing but its own vector."""
+
+
 @runtime_checkable
 class VectorAttack(Protocol):
-    """An attack on what is sent: ``craft(honest) -> sent``, flat (d,) to flat (d,)."""
+    """An attack on what is sent: flat (d,) to flat (d,) of the same dtype and device.
+
+    An attack that keeps earlier vectors has an attribute ``memory``, how many; one on time has
+    a method `TimedAttack.delay`.
+    """
 
     ATTACK: ClassVar[Attack]
 
-    def craft(self, honest: Tensor) -> Tensor:
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent instead of the honest vector."""
+        ...
+
+
+@runtime_checkable
+class TimedAttack(Protocol):
+    """An attack on when a reply arrives."""
+
+    def delay(self, rng: np.random.Generator, honest_delay: float) -> float:
+        """Return seconds to add to the honest delay, at least ``−honest_delay``."""
         ...
 
 
@@ -53,3 +116,8 @@ class LabelAttack(Protocol):
     def transform(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels that the node trains on."""
         ...
+
+
+def memory_of(attack: VectorAttack) -> int:
+    """Return how many of a node's own earlier honest vectors an attack wants to be shown."""
+    return int(getattr(attack, "memory", 0))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import Attack, Needs
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
 from flwr_byzasync.errors import check_number
 
 
@@ -41,6 +41,7 @@ class SignFlip:
     def __post_init__(self) -> None:
         check_number("scale", self.scale, low=0, closed="neither", fix="pass for example scale=1.0")
 
-    def craft(self, honest: Tensor) -> Tensor:
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""
+        del knowledge
         return -self.scale * honest
