@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from flwr_byzasync.client import Gradient, Query, client_app
 from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.simulation import VirtualGrid
 from flwr_byzasync.strategy import AsyncRobust
 
 try:
@@ -11,4 +12,12 @@ try:
 except PackageNotFoundError:  # inside a Flower app bundle, which is not installed
     __version__ = "0.1.0"
 
-__all__ = ["AsyncRobust", "ConfigError", "Gradient", "Query", "Reason", "client_app"]
+__all__ = [
+    "AsyncRobust",
+    "ConfigError",
+    "Gradient",
+    "Query",
+    "Reason",
+    "VirtualGrid",
+    "client_app",
+]

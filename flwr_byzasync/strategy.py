@@ -1,7 +1,6 @@
 """AsyncRobust: the Flower strategy whose loop is driven by arrivals. No mathematics here."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from logging import getLogger
 
@@ -18,6 +17,7 @@ from flwr_byzasync.loop import ArrivalLoop
 from flwr_byzasync.optimizers import Optimizer
 from flwr_byzasync.progress import RoundLog, Statistics, statistics, weighted_metrics
 from flwr_byzasync.session import Session, Wire
+from flwr_byzasync.simulation import clock_of
 from flwr_byzasync.state import Policy, Rejected, begin
 
 logger = getLogger("flwr")
@@ -70,8 +70,9 @@ class AsyncRobust(Strategy):
         Where rows are kept and aggregated.
     arrayrecord_key, configrecord_key : str
         Names of the records in messages, as in Flower's own strategies.
-    clock, sleep : callable
-        Seconds of a monotonic clock, and a way to wait; a test passes its own.
+    clock, sleep : callable, optional
+        Seconds of a monotonic clock, and a way to wait. None takes the grid's own where it has
+        them, as `VirtualGrid` does, and this machine's elsewhere.
 
     Raises
     ------
@@ -111,8 +112,8 @@ class AsyncRobust(Strategy):
         device: str | torch.device = "cpu",
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         if not callable(aggregator) or isinstance(aggregator, type):
             fix = "pass for example CTMA(GeometricMedian(), byz_fraction=0.4)"
@@ -228,7 +229,7 @@ class AsyncRobust(Strategy):
             fix = "pass for example ConfigRecord({'lr': 0.1})"
             raise ConfigError("train_config", train_config, "a ConfigRecord or None", fix)
         config = {} if train_config is None else dict(train_config)
-        session = self._begin(initial_arrays)
+        session = self._begin(initial_arrays, grid)
         layout = session.state.layout
         logger.info("Starting %s strategy:", type(self).__name__)
         logger.info("\t├── Number of rounds: %d", num_rounds)
@@ -237,11 +238,12 @@ class AsyncRobust(Strategy):
         self.summary()
         result = Result(arrays=initial_arrays)
         _evaluate(0, result, evaluate_fn)
-        loop = ArrivalLoop(session, grid, config, timeout, self._sleep, self.poll_interval)
+        sleep = self._sleep or clock_of(grid)[1]
+        loop = ArrivalLoop(session, grid, config, timeout, sleep, self.poll_interval)
         if not loop.wait_for_nodes(self.min_available_nodes):
             return result
         size = self.updates_per_round or len(loop.connected)
-        log = RoundLog(num_rounds, self._clock())
+        log = RoundLog(num_rounds, session.clock())
         for server_round in range(1, num_rounds + 1):
             complete = loop.play_round(server_round, size)
             result.arrays = session.arrays()
@@ -251,7 +253,7 @@ class AsyncRobust(Strategy):
             if metrics:
                 result.train_metrics_clientapp[server_round] = MetricRecord(dict(metrics))
             central = _evaluate(server_round, result, evaluate_fn)
-            logger.info("%s", log.line(server_round, session.state, central, self._clock()))
+            logger.info("%s", log.line(server_round, session.state, central, session.clock()))
         return result
 
     def configure_train(
@@ -270,7 +272,7 @@ class AsyncRobust(Strategy):
         """
         session = self._session
         if session is None or server_round == 1:
-            session = self._begin(arrays)
+            session = self._begin(arrays, grid)
         elif arrays is not self._returned:
             legal = "the very record that aggregate_train returned"
             fix = "do not wrap this strategy in one that changes the model between rounds"
@@ -289,9 +291,10 @@ class AsyncRobust(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the replies in, one step each; a node that did not reply has made a fault."""
         del server_round
-        session, now = self._session, self._clock()
+        session = self._session
         if session is None:
             return None, None
+        now = session.clock()
         for node_id, query, message in self._handed_out:
             message_id = message.metadata.message_id
             if message_id:
@@ -321,7 +324,7 @@ class AsyncRobust(Strategy):
         del server_round, replies
         return None
 
-    def _begin(self, initial_arrays: ArrayRecord) -> Session:
+    def _begin(self, initial_arrays: ArrayRecord, grid: Grid) -> Session:
         if not isinstance(initial_arrays, ArrayRecord):
             fix = "pass for example ArrayRecord(model.state_dict())"
             raise ConfigError("initial_arrays", type(initial_arrays), "an ArrayRecord", fix)
@@ -329,7 +332,8 @@ class AsyncRobust(Strategy):
         state = begin(
             tensors, self.buffers, self.aggregator, self.optimizer, self.policy, self.device
         )
-        self._session = Session(state, self._wire, self.device, self._clock)
+        clock = self._clock or clock_of(grid)[0]
+        self._session = Session(state, self._wire, self.device, clock)
         return self._session
 
 

@@ -1,0 +1,227 @@
+"""What happens in a virtual federation: a discrete-event simulation that knows no Flower.
+
+`World` is data that can be copied; the functions let time pass. What a message says and what an
+app makes of it is `simulation`'s.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flwr_byzasync.scene import Duration, Scene
+
+TICK = 1.0
+"""Seconds of the virtual clock between two arrivals of an arrival process."""
+
+
+@dataclass
+class NodeWorld:
+    """A node as it stands.
+
+    Parameters
+    ----------
+    online, listed : bool
+        Whether it works, and whether the network believes so.
+    free_at : float
+        When it has finished what it has fetched so far.
+    messages : int
+        Messages that it has been sent: numbers the draws of its times.
+    state : object
+        What it remembers; None at the start, and again when it comes back.
+    """
+
+    online: bool = True
+    listed: bool = True
+    free_at: float = 0.0
+    messages: int = 0
+    state: Any = None
+
+
+@dataclass
+class Flight:
+    """A message that was sent and whose reply was not yet pulled.
+
+    Parameters
+    ----------
+    query : object
+        As it was sent; the reply is computed when it is delivered.
+    node, number : int
+        Partition-id, and which of that node's messages this is.
+    expires : float
+        When it is forgotten.
+    fetched, arrives : float
+        When the node begins and when the reply is there; infinite while nobody knows.
+    lost : bool
+        The node went away with it.
+    reply : object
+        Computed before its time, because a later message of the node was pulled first.
+    """
+
+    query: Any
+    node: int
+    number: int
+    expires: float
+    fetched: float = math.inf
+    arrives: float = math.inf
+    lost: bool = False
+    reply: Any = None
+
+
+@dataclass
+class World:
+    """All that changes while a `VirtualGrid` runs.
+
+    Parameters
+    ----------
+    nodes : list of NodeWorld
+        By partition-id.
+    flights : dict
+        By message id, in the order in which they were sent.
+    events : list
+        A heap of (time, order, what, partition-id).
+    now : float
+        Seconds of the virtual clock.
+    sent, ticks, arrivals, order : int
+        Messages sent, turns and arrivals of the arrival process, events scheduled.
+    """
+
+    nodes: list[NodeWorld]
+    flights: dict[str, Flight] = field(default_factory=dict)
+    events: list[tuple[float, int, str, int]] = field(default_factory=list)
+    now: float = 0.0
+    sent: int = 0
+    ticks: int = 0
+    arrivals: int = 0
+    order: int = 0
+
+
+def begin(scene: Scene) -> World:
+    """Return the world at time 0: a node is absent if the first thing it does is to join."""
+    world = World([NodeWorld() for _ in scene.nodes])
+    for line in sorted(scene.churn, key=lambda line: -line.at):
+        node = world.nodes[line.node]
+        node.online = node.listed = line.what != "join"
+    for line in scene.churn:
+        _schedule(world, line.at, line.what, line.node)
+    happen(world, scene, 0.0)
+    return world
+
+
+def send(
+    world: World, scene: Scene, message_id: str, query: object, partition: int, ttl: float
+) -> None:
+    """Send a message to a node; one that is away finds it when it comes."""
+    node = world.nodes[partition]
+    flight = Flight(query, partition, node.messages, world.now + ttl)
+    node.messages += 1
+    world.flights[message_id] = flight
+    if node.online:
+        _fetch(world, scene, flight)
+
+
+def next_event(world: World, scene: Scene) -> float:
+    """Return when the next thing happens, or infinity."""
+    times = [world.events[0][0]] if world.events else []
+    if scene.arrivals is not None and _waiting(world):
+        times.append((world.ticks + 1) * TICK)
+    return max(min(times, default=math.inf), world.now)
+
+
+def happen(world: World, scene: Scene, until: float) -> None:
+    """Let everything happen up to a time, and make it the present."""
+    while True:
+        event = world.events[0][0] if world.events else math.inf
+        tick = (world.ticks + 1) * TICK if scene.arrivals is not None else math.inf
+        if min(event, tick) > until:
+            break
+        if event <= tick:
+            world.now, _, what, partition = heapq.heappop(world.events)
+            _come_or_go(world, scene, what, partition)
+        else:
+            world.now, world.ticks = tick, world.ticks + 1
+            _let_one_arrive(world, scene)
+    world.now = until
+
+
+def unfinished(world: World, flight: Flight) -> list[Flight]:
+    """Return the messages whose replies a node computes up to this one's: in turn, this one last.
+
+    Those that it never fetched in time, or lost, are not among them.
+    """
+    return [
+        other
+        for other in world.flights.values()
+        if other.node == flight.node
+        and other.number <= flight.number
+        and other.fetched < min(other.expires, math.inf)
+        and not other.lost
+        and other.reply is None
+    ]
+
+
+def _fetch(world: World, scene: Scene, flight: Flight) -> None:
+    """Hand a message to its node; without an arrival process its times are known then."""
+    if scene.arrivals is not None:
+        flight.fetched = world.now
+        return
+    node, settings = world.nodes[flight.node], scene.nodes[flight.node]
+    rng = np.random.default_rng([scene.seed, flight.node, flight.number])
+    durations = (settings.network, settings.compute, settings.network)
+    there, compute, back = (_seconds(duration, rng) for duration in durations)
+    if settings.attack is not None:
+        compute = max(compute + settings.attack.delay(rng, compute), 0.0)
+    flight.fetched = max(world.now + there, node.free_at)
+    node.free_at = flight.fetched + compute
+    flight.arrives = node.free_at + back
+    _schedule(world, flight.arrives, "arrive", flight.node)
+
+
+def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
+    node = world.nodes[partition]
+    mine = [flight for flight in world.flights.values() if flight.node == partition]
+    if what == "join":
+        node.online = node.listed = True
+        node.free_at, node.state = world.now, None
+        for flight in mine:
+            if flight.fetched == math.inf:
+                _fetch(world, scene, flight)
+    elif what == "missed":
+        node.listed = node.online
+    elif what in ("leave", "crash"):
+        for flight in mine:
+            # What the node had not yet fetched waits for it at the network.
+            if flight.fetched > world.now:
+                flight.fetched = flight.arrives = math.inf
+            elif flight.arrives > world.now:
+                flight.lost = True
+        node.online, node.listed = False, what == "crash"
+        if what == "crash":
+            _schedule(world, world.now + scene.heartbeat, "missed", partition)
+
+
+def _waiting(world: World) -> dict[int, Flight]:
+    """Return the oldest message that each node works on, by partition-id."""
+    oldest: dict[int, Flight] = {}
+    for flight in world.flights.values():
+        if flight.fetched < math.inf and flight.arrives == math.inf and not flight.lost:
+            oldest.setdefault(flight.node, flight)
+    return oldest
+
+
+def _let_one_arrive(world: World, scene: Scene) -> None:
+    waiting = _waiting(world)
+    if waiting and scene.arrivals is not None:
+        waiting[scene.arrivals.next(world.arrivals, tuple(waiting))].arrives = world.now
+        world.arrivals += 1
+
+
+def _schedule(world: World, at: float, what: str, partition: int) -> None:
+    world.order += 1
+    heapq.heappush(world.events, (at, world.order, what, partition))
+
+
+def _seconds(duration: float | Duration, rng: np.random.Generator) -> float:
+    return max(float(duration(rng) if callable(duration) else duration), 0.0)
