@@ -135,9 +135,10 @@ class PaperArrivals:
             after = arrival - self.nodes
             since = after if self.restart_every is None else after % self.restart_every
             return (since + 1) % math.ceil(1 / self.byz_fraction) == 0
-        due, before = self._due(arrival + 1), self._due(arrival)
-        return due > before and due > self.byzantine
+        return self._liars(arrival + 1) > self._liars(arrival)
 
-    def _due(self, arrivals: int) -> int:
-        """Return how many of the first arrivals may be Byzantine if their share is to be λ."""
-        return math.floor(self.byz_fraction * arrivals + 1e-9)  # 0.29 · 100 is 28.999…
+    def _liars(self, arrivals: int) -> int:
+        """Return how many of the first arrivals, at least m, are Byzantine in faithful turns."""
+        allowed = math.floor(self.byz_fraction * arrivals + 1e-9)  # 0.29 · 100 is 28.999…
+        since = max(arrivals - self.nodes, 0)
+        return max(self.byzantine, min(self.byzantine + since, allowed))
