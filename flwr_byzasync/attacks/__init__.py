@@ -1,40 +1,62 @@
 """Byzantine behaviour, one attack a file, for tests and for simulations."""
 
-from collections.abc import Mapping
-from functools import cache
-
 from flwr_byzasync.attacks.attack import (
+    ALONE,
     Attack,
     Knowledge,
     LabelAttack,
     Needs,
     TimedAttack,
     VectorAttack,
+    memory_of,
+    needs_of,
 )
+from flwr_byzasync.attacks.empire import Empire
+from flwr_byzasync.attacks.flood import Flood
+from flwr_byzasync.attacks.gaussian import Gaussian
+from flwr_byzasync.attacks.huge_norm import HugeNorm
 from flwr_byzasync.attacks.label_flip import LabelFlip
+from flwr_byzasync.attacks.little import Little
+from flwr_byzasync.attacks.mimic import Mimic
+from flwr_byzasync.attacks.min_max import MinMax, MinSum
+from flwr_byzasync.attacks.non_finite import Infinite, NotANumber
+from flwr_byzasync.attacks.one_coordinate import OneCoordinate
+from flwr_byzasync.attacks.random_direction import RandomDirection
+from flwr_byzasync.attacks.registry import build, discover
 from flwr_byzasync.attacks.sign_flip import SignFlip
-from flwr_byzasync.discovery import declared
+from flwr_byzasync.attacks.sleeper import Sleeper
+from flwr_byzasync.attacks.slow_down import SlowDown
+from flwr_byzasync.attacks.stale_replay import StaleReplay
+from flwr_byzasync.attacks.zero import Zero
 
 __all__ = [
+    "ALONE",
     "Attack",
+    "Empire",
+    "Flood",
+    "Gaussian",
+    "HugeNorm",
+    "Infinite",
     "Knowledge",
     "LabelAttack",
     "LabelFlip",
+    "Little",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "Needs",
+    "NotANumber",
+    "OneCoordinate",
+    "RandomDirection",
     "SignFlip",
+    "Sleeper",
+    "SlowDown",
+    "StaleReplay",
     "TimedAttack",
     "VectorAttack",
+    "Zero",
+    "build",
     "discover",
+    "memory_of",
+    "needs_of",
 ]
-
-
-@cache
-def discover() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
-    """Return every attack of this package by name, read off the files' declarations.
-
-    Examples
-    --------
-    >>> discover()["sign_flip"].__name__
-    'SignFlip'
-    """
-    return declared(__name__, "ATTACK")

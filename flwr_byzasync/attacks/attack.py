@@ -1,4 +1,4 @@
-"""What an attack is: what it declares, what it may know, and the two things it may change."""
+"""What an attack is: what it declares, what it may know, and the three things it may change."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -85,10 +85,12 @@ ALONE = Knowledge()
 
 @runtime_checkable
 class VectorAttack(Protocol):
-    """An attack on what is sent: flat (d,) to flat (d,) of the same dtype and device.
+    """An attack on what is sent: flat (d,) to a new flat (d,) of the same dtype and device.
 
-    An attack that keeps earlier vectors has an attribute ``memory``, how many; one on time has
-    a method `TimedAttack.delay`.
+    It is pure: it writes nothing, and draws from ``knowledge.generator()`` only. An attack that
+    wants earlier vectors has an attribute ``memory``, how many; one that needs more or less than
+    its class declares, because of its settings, has an attribute ``needs``; one on time has a
+    method `TimedAttack.delay`.
     """
 
     ATTACK: ClassVar[Attack]
@@ -116,6 +118,12 @@ class LabelAttack(Protocol):
     def transform(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels that the node trains on."""
         ...
+
+
+def needs_of(attack: VectorAttack | LabelAttack) -> Needs:
+    """Return what this very attack needs, which its settings may change."""
+    needs: Needs = getattr(attack, "needs", attack.ATTACK.needs)
+    return needs
 
 
 def memory_of(attack: VectorAttack) -> int:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.statistics import as_sent
 from flwr_byzasync.errors import check_number
 
 
@@ -44,4 +46,4 @@ class SignFlip:
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""
         del knowledge
-        return -self.scale * honest
+        return as_sent(-self.scale * honest.to(torch.float64), honest)

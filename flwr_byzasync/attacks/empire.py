@@ -1,0 +1,81 @@
+"""Fall of empires: a negative inner product with the honest mean (Xie et al. 2020, UAI)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.line_search import strongest
+from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
+from flwr_byzasync.errors import check_choice, check_integer, check_number
+
+
+@dataclass(frozen=True)
+class Empire:
+    """Send ``−ε μ``, with the honest vectors' weighted mean.
+
+    Parameters
+    ----------
+    epsilon : float or "optimised", default 0.1
+        In (0, inf). 0.1 in both papers: small, so that liars are among the nearest to others.
+        "optimised": the ε in [2⁻⁶, 2⁶] that moves the server's rule farthest from μ.
+    memory : int, default 10
+        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is not legal; from `craft`, if ε is "optimised" where the rule is not
+        known.
+
+    Notes
+    -----
+    Before any honest vector is seen, the honest vector is sent.
+
+    Examples
+    --------
+    >>> import torch
+    >>> seen = Knowledge(rows=torch.tensor([[1.0], [3.0]]), weights=torch.tensor([1, 1]))
+    >>> Empire().craft(torch.tensor([3.0]), seen)
+    tensor([-0.2000])
+    """
+
+    epsilon: float | str = 0.1
+    memory: int = 10
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="empire",
+        needs=Needs.COLLUDERS,
+        sources=(
+            "Xie et al. 2020, arXiv 1903.03936",
+            "Dahan and Levy 2024, arXiv 2501.09621, section 5: epsilon = 0.1",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        fix = "pass for example epsilon=0.1 or epsilon='optimised'"
+        if isinstance(self.epsilon, str):
+            check_choice("epsilon", self.epsilon, ("optimised",), fix=fix)
+        else:
+            check_number("epsilon", self.epsilon, low=0, closed="neither", fix=fix)
+        check_integer("memory", self.memory, low=1, fix="pass for example memory=10")
+
+    @property
+    def needs(self) -> Needs:
+        """Everything for the strongest ε, else what the class declares."""
+        return Needs.EVERYTHING if self.epsilon == "optimised" else self.ATTACK.needs
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        rows = rows_of(knowledge)
+        if rows is None:
+            return honest.clone()
+        mean = moments(rows).mean
+
+        def crafted(epsilon: float) -> Tensor:
+            return as_sent(-epsilon * mean, honest)
+
+        if isinstance(self.epsilon, str):
+            return crafted(strongest(crafted, rows, mean, knowledge))
+        return crafted(self.epsilon)

@@ -1,0 +1,54 @@
+"""Gaussian noise: a node that is broken more than it is clever (Blanchard et al. 2017)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.statistics import as_sent
+from flwr_byzasync.errors import check_number
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Send independent normal numbers of mean zero, new ones for each reply.
+
+    Parameters
+    ----------
+    deviation : float, default 200.0
+        In (0, inf). 200 in the paper.
+
+    Raises
+    ------
+    ConfigError
+        If `deviation` is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Gaussian().craft(torch.zeros(3), Knowledge(seed=1)).shape
+    torch.Size([3])
+    """
+
+    deviation: float = 200.0
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="gaussian",
+        needs=Needs.OWN_VECTOR,
+        sources=("Blanchard et al. 2017, arXiv 1703.02757, section 5",),
+    )
+
+    def __post_init__(self) -> None:
+        fix = "pass for example deviation=200.0"
+        check_number("deviation", self.deviation, low=0, closed="neither", fix=fix)
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent; of the honest vector, only shape, dtype and device matter."""
+        return as_sent(self.deviation * normal(honest, knowledge), honest)
+
+
+def normal(honest: Tensor, knowledge: Knowledge) -> Tensor:
+    """Return standard normal numbers of a vector's shape, in float64 on the CPU."""
+    return torch.randn(honest.shape, generator=knowledge.generator(), dtype=torch.float64)

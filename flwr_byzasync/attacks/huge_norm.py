@@ -1,0 +1,54 @@
+"""Huge norm: finite, and as large as the server lets pass."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.statistics import as_sent, direction_of
+from flwr_byzasync.errors import check_number
+
+
+@dataclass(frozen=True)
+class HugeNorm:
+    """Send a vector of given norm, opposite to the honest one.
+
+    Parameters
+    ----------
+    norm : float, default 1e30
+        In (0, inf). 1e30 is a float32 whose square is none: a rule that squares in float32
+        answers with infinity or NaN. Above 1e150 the server refuses a vector.
+
+    Raises
+    ------
+    ConfigError
+        If `norm` is out of range.
+
+    Notes
+    -----
+    If the honest vector is zero, the direction is −(1, ..., 1). Coordinates beyond the dtype
+    become its largest finite values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> HugeNorm(norm=50.0).craft(torch.tensor([3.0, -4.0]))
+    tensor([-30.,  40.])
+    """
+
+    norm: float = 1e30
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="huge_norm",
+        needs=Needs.OWN_VECTOR,
+        sources=("Blanchard et al. 2017, arXiv 1703.02757, lemma 1: no linear rule bears it",),
+    )
+
+    def __post_init__(self) -> None:
+        check_number("norm", self.norm, low=0, closed="neither", fix="pass for example norm=1e30")
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        del knowledge
+        return as_sent(-self.norm * direction_of(honest), honest)

@@ -1,0 +1,193 @@
+"""Min-Max and Min-Sum: as far as honest vectors are apart (Shejwalkar, Houmansadr 2021, NDSS)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from flwr_byzasync.aggregators.numerics import paired_blocks
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.statistics import (
+    Rows,
+    as_sent,
+    centred_gram,
+    moments,
+    rows_of,
+    unit_of,
+)
+from flwr_byzasync.errors import check_choice, check_integer
+
+PERTURBATIONS = ("sign", "std", "unit")
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """Send ``μ + γ p``, no farther from any honest vector than two of them are apart.
+
+    γ is the largest with ``max_j ‖μ + γ p − x_j‖ <= max_ij ‖x_i − x_j‖``, the smallest of the
+    roots of n quadratics. Weights enter μ and σ only.
+
+    Parameters
+    ----------
+    perturbation : {"std", "unit", "sign"}
+        p is −σ, −μ/‖μ‖ or −sign(μ); "std" did most harm in most of the paper's experiments.
+    memory : int, default 10
+        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is not legal.
+
+    Notes
+    -----
+    Before any honest vector is seen, the honest vector is sent; where p is zero, the mean.
+
+    Cost
+    ----
+    All pairwise distances, O(n² d). No bisection: the paper halves an interval for γ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> seen = Knowledge(rows=torch.tensor([[0.0], [2.0]]), weights=torch.tensor([1, 1]))
+    >>> MinMax().craft(torch.tensor([3.0]), seen)
+    tensor([0.])
+    """
+
+    perturbation: str = "std"
+    memory: int = 10
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="min_max",
+        needs=Needs.COLLUDERS,
+        sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.perturbation, self.memory)
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        return _craft(honest, knowledge, self.perturbation, _min_max)
+
+
+@dataclass(frozen=True)
+class MinSum:
+    """Send ``μ + γ p``, with squared distances no larger together than an honest vector's.
+
+    γ is the largest with ``Σ_j s_j ‖μ + γ p − x_j‖² <= max_i Σ_j s_j ‖x_i − x_j‖²``. Both sums
+    are S·(variance + squared distance from μ), so γ is ``max_i ‖x_i − μ‖ / ‖p‖``: the liar is
+    exactly as far from the mean as the farthest honest vector.
+
+    Parameters
+    ----------
+    perturbation : {"std", "unit", "sign"}
+        p is −σ, −μ/‖μ‖ or −sign(μ); "std" did most harm in most of the paper's experiments.
+    memory : int, default 10
+        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is not legal.
+
+    Notes
+    -----
+    Before any honest vector is seen, the honest vector is sent; where p is zero, the mean.
+
+    Examples
+    --------
+    >>> import torch
+    >>> seen = Knowledge(rows=torch.tensor([[0.0], [4.0]]), weights=torch.tensor([1, 3]))
+    >>> MinSum().craft(torch.tensor([3.0]), seen)
+    tensor([0.])
+    """
+
+    perturbation: str = "std"
+    memory: int = 10
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="min_sum",
+        needs=Needs.COLLUDERS,
+        sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.perturbation, self.memory)
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        return _craft(honest, knowledge, self.perturbation, _min_sum)
+
+
+class _Geometry(NamedTuple):
+    """All that γ depends on, in squared units: n numbers, however large d is."""
+
+    gram: Tensor  # ⟨x_i − μ, x_j − μ⟩
+    along: Tensor  # ⟨p, x_j − μ⟩
+    length: Tensor  # ‖p‖²
+
+
+def _check(perturbation: object, memory: object) -> None:
+    fix = "pass for example perturbation='std'"
+    check_choice("perturbation", perturbation, PERTURBATIONS, fix=fix)
+    check_integer("memory", memory, low=1, fix="pass for example memory=10")
+
+
+def _craft(
+    honest: Tensor,
+    knowledge: Knowledge,
+    perturbation: str,
+    largest: Callable[[_Geometry], Tensor],
+) -> Tensor:
+    rows = rows_of(knowledge)
+    if rows is None:
+        return honest.clone()
+    unit = unit_of(rows.vectors)
+    mean, deviation = (part / unit for part in moments(rows))
+    p = _perturbation(perturbation, mean, deviation)
+    geometry = _geometry(rows, mean, p, unit)
+    gamma = torch.where(geometry.length > 0, largest(geometry), 0.0)
+    return as_sent((mean + gamma * p) * unit, honest)
+
+
+def _perturbation(name: str, mean: Tensor, deviation: Tensor) -> Tensor:
+    if name == "std":
+        # Of length 1, as γ takes up any length.
+        return -deviation / _positive(vector_norm(deviation))
+    if name == "unit":
+        return -mean / _positive(vector_norm(mean))
+    return -mean.sign()
+
+
+def _geometry(rows: Rows, mean: Tensor, p: Tensor, unit: Tensor) -> _Geometry:
+    gram = centred_gram(rows.vectors, mean * unit, unit)
+    along = torch.zeros_like(rows.shares)
+    pairs = zip(paired_blocks(rows.vectors, mean), paired_blocks(rows.vectors, p), strict=True)
+    for (x, centre), (_, push) in pairs:
+        along += (x.to(torch.float64) / unit - centre) @ push
+    return _Geometry(gram, along, p.square().sum())
+
+
+def _min_max(geometry: _Geometry) -> Tensor:
+    gram, along, length = geometry
+    own = gram.diagonal()
+    widest = (own.unsqueeze(1) + own - 2.0 * gram).amax()
+    # length·γ² − 2·along·γ + own − widest = 0; μ is in the hull, so widest is no less than own.
+    room = (widest - own).clamp(min=0.0)
+    root = (along.square() + length * room).sqrt()
+    # Of two forms of the larger root, the one that does not cancel.
+    safe = torch.where(along < 0, room / _positive(root - along), (along + root) / length)
+    return safe.amin()
+
+
+def _min_sum(geometry: _Geometry) -> Tensor:
+    return (geometry.gram.diagonal().amax() / geometry.length).sqrt()
+
+
+def _positive(number: Tensor) -> Tensor:
+    return torch.where(number > 0, number, 1.0)

@@ -1,0 +1,49 @@
+"""Infinity and NaN: what one careless sum spreads to the whole model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+
+SOURCE = "this package: what `Reason.NON_FINITE` is for"
+
+
+@dataclass(frozen=True)
+class Infinite:
+    """Send infinity in every coordinate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Infinite().craft(torch.tensor([1.0, -2.0]))
+    tensor([inf, inf])
+    """
+
+    ATTACK: ClassVar[Attack] = Attack(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        del knowledge
+        return torch.full_like(honest, torch.inf)
+
+
+@dataclass(frozen=True)
+class NotANumber:
+    """Send NaN in every coordinate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> NotANumber().craft(torch.tensor([1.0, -2.0]))
+    tensor([nan, nan])
+    """
+
+    ATTACK: ClassVar[Attack] = Attack(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        del knowledge
+        return torch.full_like(honest, torch.nan)

@@ -1,0 +1,49 @@
+"""Random direction: noise of an honest length, which no bound on the norm keeps out."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.gaussian import normal
+from flwr_byzasync.attacks.statistics import as_sent, direction_of, norm_of
+from flwr_byzasync.errors import check_number
+
+
+@dataclass(frozen=True)
+class RandomDirection:
+    """Send a vector of uniform direction and length ``scale · ‖honest‖``.
+
+    Parameters
+    ----------
+    scale : float, default 1.0
+        In (0, inf); 1 is the length that the node would honestly send.
+
+    Raises
+    ------
+    ConfigError
+        If `scale` is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(RandomDirection().craft(torch.tensor([3.0, 4.0])).norm().item(), 4)
+    5.0
+    """
+
+    scale: float = 1.0
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="random",
+        needs=Needs.OWN_VECTOR,
+        sources=("this package: the Gaussian attack where norms are bounded",),
+    )
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, low=0, closed="neither", fix="pass for example scale=1.0")
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        direction = direction_of(normal(honest, knowledge)).to(honest.device)
+        return as_sent(self.scale * norm_of(honest) * direction, honest)

@@ -1,0 +1,93 @@
+"""Names of attacks: what run-configs write, and how it becomes an attack."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+
+from flwr_byzasync.attacks.attack import LabelAttack, VectorAttack
+from flwr_byzasync.discovery import declared
+from flwr_byzasync.errors import ConfigError
+
+PACKAGE = "flwr_byzasync.attacks"
+FIX = "write for example 'little' or 'little(z=1.5)'"
+LONGEST = 1000
+"""Characters: Python's parser is not made for endless nesting."""
+
+
+@cache
+def discover() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
+    """Return every attack of this package by name, read off the files' declarations.
+
+    Examples
+    --------
+    >>> discover()["sign_flip"].__name__
+    'SignFlip'
+    """
+    return declared(PACKAGE, "ATTACK")
+
+
+def build(text: str) -> VectorAttack | LabelAttack:
+    """Make an attack from its name, parameters written as keywords of a call.
+
+    Parameters
+    ----------
+    text : str
+        For example ``"little"``, ``"little(z=1.5)"`` or ``"flood(base=empire(epsilon=0.5))"``.
+        Words need no quotes: ``"little(z=optimised)"``. What is left out has its default.
+
+    Returns
+    -------
+    VectorAttack or LabelAttack
+        The attack.
+
+    Raises
+    ------
+    ConfigError
+        If the text does not parse, an attack or a parameter is unknown, or a value is not
+        legal. Nothing in the text is executed.
+
+    Examples
+    --------
+    >>> build("sleeper(honest_for=5, base=empire)")
+    Sleeper(honest_for=5, hostile_for=20, base=Empire(epsilon=0.1, memory=10))
+    """
+    try:
+        if not isinstance(text, str) or len(text) > LONGEST:
+            raise ValueError
+        parsed = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ConfigError("attack", text, _legal(), FIX) from None
+    return _attack(parsed, text)
+
+
+def _legal() -> str:
+    return f"one of {', '.join(discover())}, alone or with parameters as in little(z=1.5)"
+
+
+def _attack(node: ast.expr, text: str) -> VectorAttack | LabelAttack:
+    called = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(called, ast.Name) or called.id not in discover():
+        raise ConfigError("attack", text, _legal(), FIX)
+    attack = discover()[called.id]
+    given = node.keywords if isinstance(node, ast.Call) else []
+    names = [field.name for field in fields(attack)]  # type: ignore[arg-type]
+    wrong = [keyword.arg for keyword in given if keyword.arg not in names]
+    if wrong or (isinstance(node, ast.Call) and node.args):
+        takes = f"with parameters among {', '.join(names)}" if names else "without parameters"
+        raise ConfigError("attack", text, f"{called.id} {takes}, each as name=value", FIX)
+    return attack(**{str(keyword.arg): _value(keyword, text) for keyword in given})
+
+
+def _value(keyword: ast.keyword, text: str) -> object:
+    node = keyword.value
+    if keyword.arg == "base" and isinstance(node, ast.Name | ast.Call):
+        return _attack(node, text)
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        value: object = ast.literal_eval(node)
+    except (ValueError, TypeError):
+        legal = f"written with a number or a word for {keyword.arg}"
+        raise ConfigError("attack", text, legal, FIX) from None
+    return value

@@ -1,0 +1,61 @@
+"""Slow down: reply as late as the server waits, so that what arrives is as stale as can be."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.over_base import OverBase, check_base, craft_base
+from flwr_byzasync.errors import check_number
+
+
+@dataclass(frozen=True)
+class SlowDown(OverBase):
+    """Hold each reply back until `total_delay` seconds after its query.
+
+    Parameters
+    ----------
+    total_delay : float, default 540.0
+        Seconds from query to reply, in [0, inf). 90 % of the 600 s that the strategy waits by
+        default, so that travel and polling do not make the reply too late. A reply that takes
+        longer by itself is not held back.
+    base : VectorAttack or None, default None
+        What is sent; None for the honest vector.
+
+    Raises
+    ------
+    ConfigError
+        If `total_delay` is out of range, or `base` is no attack on what is sent or is itself
+        one on time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> SlowDown(total_delay=60.0).delay(np.random.default_rng(0), honest_delay=2.5)
+    57.5
+    """
+
+    total_delay: float = 540.0
+    base: VectorAttack | None = None
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="slow_down",
+        needs=Needs.OWN_VECTOR,
+        sources=("this package: the largest staleness that `reply_timeout` allows",),
+    )
+
+    def __post_init__(self) -> None:
+        fix = "pass for example total_delay=540.0"
+        check_number("total_delay", self.total_delay, low=0, closed="left", fix=fix)
+        check_base(self.base, optional=True)
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        return craft_base(self.base, honest, knowledge)
+
+    def delay(self, rng: np.random.Generator, honest_delay: float) -> float:
+        """Return the seconds that are missing to `total_delay`."""
+        del rng
+        return max(0.0, self.total_delay - honest_delay)

@@ -1,0 +1,119 @@
+"""What attacks compute from vectors: in float64, in units in which no square overflows."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.numerics import column_blocks, paired_blocks
+from flwr_byzasync.attacks.attack import Knowledge
+
+
+class Rows(NamedTuple):
+    """(n, d) honest vectors as they came, and their shares of the weight, (n,) float64."""
+
+    vectors: Tensor
+    shares: Tensor
+
+
+class Moments(NamedTuple):
+    """Weighted mean and (population) deviation of each coordinate, (d,) float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def rows_of(knowledge: Knowledge) -> Rows | None:
+    """Return the honest rows that are known, or None before the first.
+
+    Rows without weights count one each.
+    """
+    rows, weights = knowledge.rows, knowledge.weights
+    if rows is None or rows.shape[0] == 0:
+        return None
+    if weights is None:
+        weights = torch.ones(rows.shape[0], dtype=torch.int64)
+    shares = weights.to(rows.device, torch.float64)
+    return Rows(rows, shares / shares.sum())
+
+
+def moments(rows: Rows) -> Moments:
+    """Return mean and deviation, exact where all rows agree.
+
+    Guarantees
+    ----------
+    No overflow on the way: the mean of finite rows is finite, and so is the deviation.
+
+    Cost
+    ----
+    Two passes over blocks of columns; a float64 copy of all rows never exists.
+    """
+    parts = [_moments(block, rows.shares) for block in column_blocks(rows.vectors)]
+    mean, deviation = zip(*parts, strict=True)
+    return Moments(torch.cat(mean), torch.cat(deviation))
+
+
+def unit_of(vectors: Tensor) -> Tensor:
+    """Return a power of two, 0-dim float64, at most twice below the largest absolute value."""
+    return _power(vectors.abs().amax().to(torch.float64))
+
+
+def centred_gram(vectors: Tensor, mean: Tensor, unit: Tensor) -> Tensor:
+    """Return ``⟨x_i − μ, x_j − μ⟩ / unit²``, (n, n) float64.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (n, d).
+    mean : Tensor
+        (d,) float64.
+    unit : Tensor
+        0-dim float64, from `unit_of`.
+    """
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+    for x, centre in paired_blocks(vectors, mean):
+        # In float64 before the division: a 0-dim unit would not promote float32.
+        offset = x.to(torch.float64) / unit - centre / unit
+        gram += offset @ offset.t()
+    return gram
+
+
+def norm_of(vector: Tensor) -> Tensor:
+    """Return the Euclidean norm, 0-dim float64, without overflow on the way."""
+    unit = unit_of(vector)
+    norm: Tensor = torch.linalg.vector_norm(vector.to(torch.float64) / unit)
+    return norm * unit
+
+
+def direction_of(vector: Tensor) -> Tensor:
+    """Return the unit vector in float64; along (1, ..., 1) where the vector is zero."""
+    scaled = vector.to(torch.float64) / unit_of(vector)
+    scaled = torch.where((scaled == 0).all(), 1.0, scaled)
+    norm: Tensor = torch.linalg.vector_norm(scaled)
+    return scaled / norm
+
+
+def as_sent(vector: Tensor, honest: Tensor) -> Tensor:
+    """Return a new tensor of the honest vector's dtype and device.
+
+    Values beyond the dtype become its largest finite ones: the server refuses infinity, and a
+    vector that is refused attacks nobody.
+    """
+    largest = torch.finfo(honest.dtype).max
+    return vector.clamp(-largest, largest).to(device=honest.device, dtype=honest.dtype)
+
+
+def _moments(block: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    unit = _power(block.abs().amax(dim=0).to(torch.float64))
+    scaled = block / unit
+    # Relative to the heaviest row, so that rows which agree give that row and deviation zero.
+    centre = scaled.index_select(0, shares.argmax().reshape(1))[0]
+    mean = centre + shares @ (scaled - centre)
+    deviation = (shares @ (scaled - mean).square()).sqrt()
+    return mean * unit, deviation * unit
+
+
+def _power(largest: Tensor) -> Tensor:
+    """Return the power of two below each value, within what float64 and its inverse hold."""
+    exponent = torch.frexp(largest).exponent - 1
+    return torch.exp2(exponent.clamp(-1000, 1000).to(torch.float64))

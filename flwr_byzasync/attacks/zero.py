@@ -1,0 +1,32 @@
+"""Zero: a node that does no work but keeps its weight (a plain free-rider)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Send zeros: with models as replies, the model as it came.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Zero().craft(torch.tensor([1.0, -2.0]))
+    tensor([0., 0.])
+    """
+
+    ATTACK: ClassVar[Attack] = Attack(
+        name="zero",
+        needs=Needs.OWN_VECTOR,
+        sources=("Fraboni et al. 2021, arXiv 2006.11901: plain free-riders",),
+    )
+
+    def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
+        """Return what is sent."""
+        del knowledge
+        return torch.zeros_like(honest)
