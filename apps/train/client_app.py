@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from apps.train.settings import Settings
-from apps.train.tasks import Split, discover
-from apps.train.tasks.task import partition_iid
+from apps.train.tasks import Split, discover, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 from flwr_byzasync.estimators import Estimator
@@ -44,13 +43,14 @@ def vector_attack_of(context: Context) -> VectorAttack | None:
 
 
 @cache
-def _task_data(name: str, data_dir: str) -> Split:
-    return discover()[name].load(data_dir)[0]
+def _training(name: str, data_dir: str, download: bool) -> Split:
+    return discover()[name].load(data_dir, download)[0]
 
 
 @cache
 def _model(dataset: str, model: str, seed: int) -> nn.Module:
-    return discover()[dataset].make_model(model, seed)
+    # In training mode once and for all: walking its layers for each gradient takes time.
+    return discover()[dataset].make_model(model, seed).train()
 
 
 def partition_of(context: Context) -> Split:
@@ -61,15 +61,15 @@ def partition_of(context: Context) -> Split:
 
 
 @cache
-def _partition(settings: Settings, partition: int, partitions: int) -> Split:
+def _partition(settings: Settings, partition: int, nodes: int) -> Split:
     """Cut a node's share once, not for each of the two gradients of each reply."""
-    examples = _task_data(settings.dataset, settings.data_dir)
-    mine = partition_iid(examples, partition, partitions, settings.seed)
+    examples = _training(settings.dataset, settings.data_dir, settings.download)
+    shares = partitions.build(settings.partition)(examples.labels, nodes, settings.seed)
+    inputs, labels = examples.inputs[shares[partition]], examples.labels[shares[partition]]
     attack = _attack(settings, partition)
     if isinstance(attack, LabelAttack):
-        classes = discover()[settings.dataset].classes
-        return Split(mine.inputs, attack.transform(mine.labels, classes))
-    return mine
+        labels = attack.transform(labels, discover()[settings.dataset].classes)
+    return Split(inputs, labels)
 
 
 def gradient(query: Query) -> Gradient:
@@ -78,10 +78,12 @@ def gradient(query: Query) -> Gradient:
     model = _model(settings.dataset, settings.model, settings.seed)
     device = next(iter(query.parameters.values())).device
     batch = torch.randint(len(mine.labels), (settings.batch_size,), generator=query.generator)
-    inputs, labels = mine.inputs[batch].to(device), mine.labels[batch].to(device)
+    inputs, labels = mine.inputs[batch], mine.labels[batch].to(device)
+    augment = discover()[settings.dataset].augment
+    if augment is not None:
+        inputs = augment(inputs, query.generator)
     parameters = {k: v.detach().requires_grad_() for k, v in query.parameters.items()}
-    model.train()
-    outputs: Tensor = functional_call(model, {**parameters, **query.buffers}, (inputs,))
+    outputs: Tensor = functional_call(model, {**parameters, **query.buffers}, (inputs.to(device),))
     loss = nn.functional.cross_entropy(outputs, labels)
     slopes = torch.autograd.grad(loss, list(parameters.values()))
     return Gradient(

@@ -12,6 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.train import tasks
+from apps.train.tasks import partitions
 from flwr_byzasync import aggregators, attacks, estimators
 from flwr_byzasync.errors import (
     ConfigError,
@@ -23,7 +24,6 @@ from flwr_byzasync.errors import (
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
 
 NO_ATTACK = "none"
-PARTITIONS = ("iid",)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -41,6 +41,7 @@ class Settings:
     model: str
     partition: str
     data_dir: str
+    download: bool
     aggregator: str
     byz_fraction: float
     attack: str
@@ -70,7 +71,9 @@ class Settings:
         checked: dict[str, Any] = {n: _checked(key, run_config[key]) for key, n in keys.items()}
         settings = cls(**checked)
         task = tasks.discover()[settings.dataset]
-        check_choice("model", settings.model, task.models, fix="pass for example model='mlp'")
+        fix = f"pass for example model='{next(iter(task.models))}'"
+        check_choice("model", settings.model, task.models, fix=fix)
+        task.check(settings.data_dir, settings.download)
         model = task.make_model(settings.model, settings.seed)
         if settings.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
             legal = "an integer >= 2 with a model that normalises over the batch"
@@ -109,7 +112,7 @@ def _checked(key: str, value: object) -> object:
         case "dataset":
             return check_choice(key, value, tasks.discover(), fix="pass for example 'digits'")
         case "partition":
-            return check_choice(key, value, PARTITIONS, fix="pass 'iid'")
+            return _checked_partition(key, value)
         case "attack":
             known = (*attacks.discover(), NO_ATTACK)
             return check_choice(key, value, known, fix="pass for example 'sign_flip'")
@@ -121,6 +124,8 @@ def _checked(key: str, value: object) -> object:
                 legal = "'auto' or 'cpu' on a machine where torch finds no CUDA device"
                 raise ConfigError(key, value, legal, "pass 'auto'")
             return device
+        case "download" if not isinstance(value, bool):
+            raise ConfigError(key, value, "true or false", "write it without quotes")
         case "data-dir" | "output-dir":
             return _checked_directory(key, value)
         case "byz-fraction":
@@ -139,10 +144,17 @@ def _checked(key: str, value: object) -> object:
             return check_integer(key, value, low=0, high=high, fix=f"pass for example {key}=1")
         case "model" | "aggregator" if not isinstance(value, str):
             raise ConfigError(key, value, "a name", "write it in quotes")
-        case "model" | "aggregator":
+        case "model" | "aggregator" | "download":
             return value
         case _:
             return check_integer(key, value, low=1, fix=f"pass for example {key}=10")
+
+
+def _checked_partition(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(key, value, "a text", partitions.FIX)
+    partitions.build(value)
+    return value
 
 
 def _checked_beta(key: str, value: object) -> float:

@@ -14,7 +14,6 @@ from apps.train.report import byzantine_share
 from apps.train.server_app import check_nodes
 from apps.train.settings import Settings
 from apps.train.tasks import discover
-from apps.train.tasks.task import partition_iid
 from flwr_byzasync import ConfigError, Query
 from flwr_byzasync.attacks import LabelFlip, SignFlip
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
@@ -55,8 +54,13 @@ def test_the_defaults_in_pyproject_are_legal() -> None:
     ("key", "value"),
     [
         ("aggregator", "krumm"), ("aggregator", "ctma"), ("aggregator", 3), ("attack", "nuke"),
-        ("optimizer", "adam"), ("dataset", "mnist"), ("model", "resnet"), ("model", 1),
-        ("partition", "sorted"), ("device", "tpu"), ("byz-fraction", 0.5), ("byz-fraction", -0.1),
+        ("optimizer", "adam"), ("dataset", "imagenet"), ("dataset", 3), ("model", "resnet"),
+        ("model", "cnn"), ("model", 1), ("partition", "sorted"), ("partition", 1),
+        ("partition", "dirichlet"), ("partition", "dirichlet()"), ("partition", "dirichlet(0)"),
+        ("partition", "dirichlet(-1)"), ("partition", "dirichlet(nan)"),
+        ("partition", "dirichlet(inf)"), ("partition", "dirichlet(0.5"),
+        ("partition", "dirichlet(a)"), ("partition", " iid"), ("download", "true"),
+        ("download", 1), ("device", "tpu"), ("byz-fraction", 0.5), ("byz-fraction", -0.1),
         ("byz-fraction", "0.4"), ("byzantine-nodes", -1),
         ("byzantine-nodes", 1.0), ("lr", -0.1), ("lr", 0), ("lr", float("nan")), ("lr", "oops"),
         ("lr", True), ("beta", 1.5), ("beta", -0.5), ("beta", "x"), ("beta", 0.0), ("gamma", 0.0),
@@ -98,7 +102,7 @@ def test_mu2_steps_by_anytime_and_the_baselines_by_plain_sgd() -> None:
 
 def test_partitions_are_disjoint_and_together_everything() -> None:
     training, test = discover()["digits"].load("")
-    parts = [partition_iid(training, k, 10, seed=1) for k in range(10)]
+    parts = [partition_of(node(k, attack="none")) for k in range(10)]
     assert sum(len(part.labels) for part in parts) == len(training.labels) == 1797 - 360
     assert max(len(p.labels) for p in parts) - min(len(p.labels) for p in parts) <= 1
     together = torch.cat([part.inputs for part in parts]).sort(dim=0).values

@@ -1,5 +1,7 @@
 """Handwritten digits of scikit-learn: 1,797 real 8x8 images inside the package, no download."""
 
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -11,14 +13,14 @@ SPLIT_SEED = 0
 """The test set is the same whatever the seed of a run."""
 
 
-def load(data_dir: str) -> tuple[Split, Split]:
-    """Return training and test examples; `data_dir` is not needed.
+def read(folder: Path) -> tuple[Split, Split]:
+    """Return training and test examples; `folder` is not needed.
 
     Pixels are shifted and scaled by the mean and deviation of all training pixels. With pixels
     in [0, 1] the gradients of all examples share one large direction, and with stale gradients
     that direction decides how small the step must be.
     """
-    del data_dir
+    del folder
     raw = load_digits()
     inputs = torch.tensor(raw.data, dtype=torch.float32)
     labels = torch.tensor(raw.target, dtype=torch.int64)
@@ -38,4 +40,4 @@ def mlp_bn() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
 
 
-TASK = Task("digits", classes=10, load=load, models={"mlp": mlp, "mlp-bn": mlp_bn})
+TASK = Task("digits", classes=10, read=read, models={"mlp": mlp, "mlp-bn": mlp_bn})
