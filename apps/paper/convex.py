@@ -1,0 +1,158 @@
+"""The convex check: excess loss against server steps, for the claims of the analysis.
+
+Each optimizer uses the best step size of one grid, found for each problem, attack and horizon
+under one rule and with a seed of its own. `apps.paper.convex_loop` is one run,
+`apps.paper.convex_report` makes tables and figures of all of them.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import astuple, fields, replace
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from apps.paper.convex_loop import ARMS, ATTACKS, Cell, Trajectory, checkpoints, run, score
+from apps.paper.convex_report import report
+from apps.paper.problems import PROBLEMS
+from flwr_byzasync.errors import check_choice, check_integer
+
+GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Step sizes c that are tried for each optimizer."""
+TUNING_RULE, TUNING_SEED = "cwmed", 10**6
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "problem": tuple(PROBLEMS),
+    "attack": tuple(ATTACKS),
+    "optimizer": tuple(ARMS),
+    "rule": ("mean", "cwmed", "gm", "rfa", "ctma(cwmed)", "ctma(gm)"),
+}
+COLUMNS = (*(field.name for field in fields(Cell)), "t", "excess")
+
+
+def main(
+    out: Path,
+    seeds: Sequence[int] = (1, 2, 3),
+    replies: int = 4096,
+    jobs: int = 1,
+    only: Mapping[str, str] | None = None,
+) -> None:
+    """Run what is missing in `out` and write its tables and figures.
+
+    Parameters
+    ----------
+    out : Path
+        Folder, made if need be, for ``convex_steps.csv`` (the runs of the grid), ``convex.csv``
+        (the runs), ``convex_summary.csv``, ``convex_summary.md`` and one PNG for each problem
+        and attack. A run that is there is not repeated: it is found by its settings, whatever
+        the version of the code was.
+    seeds : sequence of int
+        At least one, each below 10⁶.
+    replies : int
+        The longest horizon T in server steps, >= 64; T/4 and T/16 are run too.
+    jobs : int
+        Processes.
+    only : mapping of str to str, optional
+        For problem, attack, optimizer and rule the values wanted, separated by commas; all
+        where not given.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not legal.
+    """
+    chosen = _chosen(only or {})
+    for seed in seeds:
+        check_integer("seeds", seed, low=0, high=TUNING_SEED - 1, fix="pass for example 1 2 3")
+    check_integer("replies", replies, low=64, fix="pass for example replies=4096")
+    check_integer("jobs", jobs, low=1, fix="pass for example jobs=1")
+    horizons = (replies // 16, replies // 4, replies)
+    out.mkdir(parents=True, exist_ok=True)
+    groups = list(product(chosen["problem"], chosen["attack"], chosen["optimizer"], horizons))
+    grid = [
+        Cell(p, a, o, TUNING_RULE, TUNING_SEED, horizon, step)
+        for (p, a, o, horizon), step in product(groups, GRID)
+    ]
+    best = best_steps(run_missing(out / "convex_steps.csv", grid, jobs))
+    cells = [
+        replace(cell, rule=rule, seed=seed)
+        for cell, rule, seed in product(best, chosen["rule"], seeds)
+    ]
+    report(out, run_missing(out / "convex.csv", cells, jobs))
+
+
+def best_steps(grid: Mapping[Cell, Trajectory]) -> list[Cell]:
+    """Return, of the cells that differ only by the step size, the one of lowest `score`."""
+    best: dict[Cell, Cell] = {}
+    for cell, trajectory in grid.items():
+        key = replace(cell, step=0.0)
+        if key not in best or score(trajectory) < score(grid[best[key]]):
+            best[key] = cell
+    return list(best.values())
+
+
+def run_missing(path: Path, cells: Sequence[Cell], jobs: int) -> dict[Cell, Trajectory]:
+    """Return the results of `cells`, run if `path` has none yet; each is kept once finished."""
+    kept = read(path)
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in kept]
+    write(path, kept)  # drops what an interruption left of a run
+    for cell, trajectory in _finished(missing, jobs):
+        kept[cell] = trajectory
+        write(path, {cell: trajectory}, mode="a")
+    return {cell: kept[cell] for cell in cells}
+
+
+def _finished(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Trajectory]]:
+    """Yield each cell with its result once it has one."""
+    if jobs == 1:
+        yield from ((cell, run(cell)) for cell in cells)
+        return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(run, cell): cell for cell in cells}
+        yield from ((running[future], future.result()) for future in as_completed(running))
+
+
+def read(path: Path) -> dict[Cell, Trajectory]:
+    """Return the finished runs of a file; none if there is no file."""
+    found: dict[Cell, Trajectory] = {}
+    if not path.exists():
+        return found
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    for where, attack, arm, rule, seed, horizon, step, t, excess in csv.reader(whole[1:]):
+        cell = Cell(where, attack, arm, rule, int(seed), int(horizon), float(step))
+        found.setdefault(cell, []).append((int(t), float(excess)))
+    wanted = {cell.horizon: checkpoints(cell.horizon) for cell in found}
+    return {
+        cell: points
+        for cell, points in found.items()
+        if [t for t, _ in points] == wanted[cell.horizon]
+    }
+
+
+def write(path: Path, results: Mapping[Cell, Trajectory], mode: Literal["w", "a"] = "w") -> None:
+    """Write runs, one row a checkpoint; in mode "w" the file is replaced, with its header."""
+    target = path if mode == "a" else path.with_suffix(".new")
+    with target.open(mode, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if mode == "w":
+            writer.writerow(COLUMNS)
+        for cell, points in results.items():
+            writer.writerows((*astuple(cell), t, f"{excess:.6g}") for t, excess in points)
+    target.replace(path)
+
+
+def _chosen(only: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the values of each setting, all of them or those in `only`."""
+    chosen = {key: list(values) for key, values in CHOICES.items()}
+    for key, text in only.items():
+        fix = "write for example only={'attack': 'none,little'}"
+        check_choice("only", key, CHOICES, fix=fix)
+        chosen[key] = [
+            check_choice(key, value.strip(), CHOICES[key], fix=fix) for value in text.split(",")
+        ]
+    return chosen

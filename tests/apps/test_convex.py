@@ -1,0 +1,241 @@
+"""The convex check: problems, the plain loop, resuming, and what is fitted to the runs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.paper import convex
+from apps.paper.convex_loop import (
+    ARMS,
+    BYZ_FRACTION,
+    HONEST,
+    NODES,
+    Cell,
+    Trajectory,
+    arrivals,
+    checkpoints,
+    run,
+    score,
+)
+from apps.paper.convex_report import claims, markdown, slope, summarise
+from apps.paper.problems import PROBLEMS, newton, problem
+from flwr_byzasync.errors import ConfigError
+
+EVERY = pytest.mark.parametrize("name", PROBLEMS)
+SMALL = Cell("least_squares", "none", "mu2", "cwmed", seed=1, horizon=256, step=0.1)
+
+
+def final(**changes: object) -> float:
+    return score(run(replace(SMALL, **changes)))
+
+
+@EVERY
+def test_the_excess_is_zero_at_the_solution_and_positive_around_it(name: str) -> None:
+    made = problem(name)
+    nearby = made.solution + 1e-3 * torch.eye(len(made.solution), dtype=torch.float64)
+    assert abs(made.excess(made.solution)) < 1e-15
+    assert min(made.excess(x) for x in nearby) > 0
+
+
+@EVERY
+def test_batches_average_to_the_gradient_of_the_excess(name: str) -> None:
+    made = problem(name)
+    x, along = 0 * made.solution, made.solution / made.solution.norm()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([along @ made.draw(generator)(x) for _ in range(4000)])
+    slope_along = (made.excess(x + 1e-5 * along) - made.excess(x - 1e-5 * along)) / 2e-5
+    error = float(drawn.std()) / 4000**0.5
+    assert abs(float(drawn.mean()) - slope_along) < 5 * error < 0.1 * abs(slope_along)
+
+
+@EVERY
+def test_the_gradient_s_noise_vanishes_with_the_distance_of_two_points(name: str) -> None:
+    made = problem(name)
+    gradient = made.draw(torch.Generator().manual_seed(0))
+    x, step = made.solution, torch.ones_like(made.solution)
+    far, near = (float((gradient(x + s * step) - gradient(x)).norm()) for s in (1e-2, 1e-4))
+    assert near == pytest.approx(far / 100, rel=0.02)
+
+
+@EVERY
+def test_no_direction_curves_more_than_the_smoothness(name: str) -> None:
+    made = problem(name)
+    x, unit = made.solution, torch.eye(len(made.solution), dtype=torch.float64)
+    curved = [(made.excess(x + 1e-3 * e) + made.excess(x - 1e-3 * e)) / 1e-6 for e in unit]
+    assert 0.3 * made.smoothness < max(curved) <= made.smoothness * (1 + 1e-6)
+
+
+def test_separable_examples_have_no_minimum_and_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="separable"):
+        newton(torch.ones(5, 1, dtype=torch.float64))
+
+
+@given(st.integers(0, 10**6), st.integers(NODES, 2000))
+@settings(max_examples=25, deadline=None)
+def test_liars_never_send_more_than_their_share_and_miss_it_by_less_than_one(
+    seed: int, count: int
+) -> None:
+    lies = np.cumsum([node >= HONEST for node in arrivals(seed, count)])[NODES - 1 :]
+    allowed = BYZ_FRACTION * np.arange(NODES, count + 1)
+    assert (lies <= allowed + 1e-9).all() and (lies > allowed - 1).all()
+
+
+def test_each_node_comes_once_and_then_as_often_as_its_rank_says() -> None:
+    came = list(arrivals(1, 20000))
+    assert came[:NODES] == list(range(NODES))
+    counted = Counter(came[NODES:])
+    shares = [counted[node] / sum(counted[k] for k in range(HONEST)) for node in range(HONEST)]
+    assert shares == pytest.approx([rank / 21 for rank in range(1, 7)], abs=0.01)
+
+
+def test_a_shorter_run_sees_the_first_arrivals_of_a_longer_one() -> None:
+    assert list(arrivals(3, 500)) == list(arrivals(3, 2000))[:500]
+    assert list(arrivals(3, 4)) == [0, 1, 2, 3]
+
+
+@given(st.integers(2, 10**5))
+@settings(max_examples=50)
+def test_checkpoints_increase_from_the_first_step_to_the_last(horizon: int) -> None:
+    points = checkpoints(horizon)
+    assert points[0] == 1 and points[-1] == horizon and points == sorted(set(points))
+
+
+@EVERY
+@pytest.mark.parametrize("optimizer", ARMS)
+def test_a_cell_has_one_result_to_the_bit(name: str, optimizer: str) -> None:
+    cell = replace(SMALL, problem=name, optimizer=optimizer, attack="little", horizon=64)
+    assert run(cell) == run(cell) != run(replace(cell, seed=2))
+
+
+@EVERY
+def test_mu2_goes_below_the_floor_of_sgd_at_the_same_step(name: str) -> None:
+    mu2, sgd = (
+        final(problem=name, optimizer=arm, horizon=1024, step=0.3) for arm in ("mu2", "sgd")
+    )
+    assert mu2 < 0.5 * sgd
+
+
+@EVERY
+@pytest.mark.parametrize("rule", ["cwmed", "ctma(cwmed)"])
+def test_liars_ruin_the_mean_and_not_a_robust_rule(name: str, rule: str) -> None:
+    start = problem(name).excess(0 * problem(name).solution)
+    attacked = {"problem": name, "attack": "sign_flip_x3"}
+    assert final(**attacked, rule="mean") > start
+    assert final(**attacked, rule=rule) < 0.7 * start
+
+
+@given(st.floats(-3, 1), st.floats(1e-6, 1e6), st.integers(20, 5000))
+@settings(max_examples=50)
+def test_the_slope_of_a_power_law_is_its_exponent(power: float, factor: float, end: int) -> None:
+    law: Trajectory = [(t, factor * t**power) for t in checkpoints(end)]
+    assert slope(law) == pytest.approx(power, abs=1e-6)
+
+
+def test_the_slope_sees_the_last_decade_only() -> None:
+    bent: Trajectory = [(t, 1.0 / t if t < 100 else 0.01) for t in checkpoints(1000)]
+    assert slope(bent) == pytest.approx(0, abs=1e-9)
+    assert slope(bent, decades=3) < -0.3
+
+
+def test_a_line_averages_seeds_and_its_step_is_the_longest_run_s() -> None:
+    def law(horizon: int, factor: float) -> Trajectory:
+        return [(t, factor / horizon) for t in checkpoints(horizon)]
+
+    results = {
+        replace(SMALL, seed=seed, horizon=horizon, step=1 / horizon): law(horizon, factor)
+        for seed, factor in ((1, 1.0), (2, 3.0))
+        for horizon in (64, 256, 1024)
+    }
+    line = summarise(results)["least_squares", "none", "cwmed", "mu2"]
+    assert line.step == 1 / 1024
+    assert line.final == pytest.approx((2 / 1024, 2**0.5 / 1024))
+    assert line.slope_t == pytest.approx((0, 0), abs=1e-9)
+    assert line.slope_horizon == pytest.approx((-1, 0), abs=1e-9)
+
+
+def test_a_claim_holds_where_the_numbers_say_so() -> None:
+    def made(arm: str, power: float) -> dict[Cell, Trajectory]:
+        cells = [replace(SMALL, optimizer=arm, horizon=horizon) for horizon in (64, 256, 1024)]
+        return {c: [(t, t**power) for t in checkpoints(c.horizon)] for c in cells}
+
+    lines = summarise(made("mu2", -1.0) | made("sgd", 0.0) | made("momentum", -2.0))
+    counts = {claim.sentence: (claim.holds, claim.of) for claim in claims(lines)}
+    assert counts == {
+        "μ²-SGD's loss falls at least as T^-0.5": (1, 1),
+        "μ²-SGD ends below the rival at its best step": (1, 2),
+        "the rival stalls within a run (slope in t above -0.1)": (1, 2),
+        "the rival stalls even if tuned for each T (slope in T above -0.1)": (1, 2),
+    }
+    assert "| μ²-SGD ends below the rival at its best step | least_squares | none | 1 of 2 |" in (
+        markdown(lines)
+    )
+
+
+def test_the_best_step_is_the_one_of_lowest_score() -> None:
+    scores = {0.01: 3.0, 0.1: 1.0, 1.0: 2.0}
+    cells = {replace(SMALL, step=c): [(256, value)] for c, value in scores.items()}
+    other = {replace(SMALL, attack="little", step=0.5): [(256, 9.0)]}
+    assert [cell.step for cell in convex.best_steps(cells | other)] == [0.1, 0.5]
+
+
+def test_what_was_run_is_kept_and_what_was_cut_short_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Cell] = []
+
+    def fake(cell: Cell) -> Trajectory:
+        asked.append(cell)
+        return [(t, cell.seed / t) for t in checkpoints(cell.horizon)]
+
+    monkeypatch.setattr(convex, "run", fake)
+    path, cells = tmp_path / "runs.csv", [replace(SMALL, seed=seed) for seed in (1, 2)]
+    first = convex.run_missing(path, cells, jobs=1)
+    text = path.read_text()
+    assert convex.run_missing(path, cells, jobs=1).keys() == first.keys() and asked == cells
+    path.write_text(text[:-3])
+    again = convex.run_missing(path, cells, jobs=1)
+    assert asked == [*cells, cells[1]]
+    assert path.read_text() == text and again[cells[1]] == first[cells[1]]
+
+
+def test_processes_give_what_the_loop_gives(tmp_path: Path) -> None:
+    cells = [replace(SMALL, seed=seed, horizon=64) for seed in (1, 2)]
+    alone = convex.run_missing(tmp_path / "alone.csv", cells, jobs=1)
+    assert convex.run_missing(tmp_path / "both.csv", cells, jobs=2) == alone
+
+
+def test_the_command_writes_runs_tables_and_figures_and_runs_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(convex, "GRID", (0.1,))
+    only = {"problem": "least_squares", "attack": "none,little", "rule": "mean,cwmed"}
+    convex.main(tmp_path, seeds=[1, 2], replies=64, only=only | {"optimizer": "mu2"})
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {
+        "convex.csv", "convex_steps.csv", "convex_summary.csv", "convex_summary.md",
+        "convex_least_squares_none.png", "convex_least_squares_little.png",
+    }  # fmt: skip
+    monkeypatch.setattr(convex, "run", lambda cell: pytest.fail(f"{cell} was run twice"))
+    convex.main(tmp_path, seeds=[1, 2], replies=64, only=only | {"optimizer": "mu2"})
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes"),
+    [
+        ("seeds", {"seeds": [-1]}), ("replies", {"replies": 63}), ("jobs", {"jobs": 0}),
+        ("only", {"only": {"colour": "red"}}), ("rule", {"only": {"rule": "krumm"}}),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    argument: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=argument):
+        convex.main(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
