@@ -1,17 +1,33 @@
 """Attacks as Flower client mods: any honest ClientApp becomes Byzantine without being changed."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
-from flwr.app import Context, Message, MessageType
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
 
 from flwr_byzasync import records
-from flwr_byzasync.attacks import VectorAttack
+from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
+from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.layout import Layout
+
+STATE = "byz.attack"
+"""ArrayRecord in Context.state: ``replies``, and the latest honest vectors, oldest first."""
+REPLIES = "replies"
+PAYLOADS = ("gradient", "model", "momentum")
 
 
 def attack_mod(
-    attack: Callable[[Context], VectorAttack | None], arrayrecord_key: str = "arrays"
+    attack: Callable[[Context], VectorAttack | None],
+    arrayrecord_key: str = "arrays",
+    configrecord_key: str = "config",
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Mod:
     """Return a mod that replaces what the node sends.
 
@@ -19,13 +35,37 @@ def attack_mod(
     ----------
     attack : callable
         ``Context -> attack``, or None where this node is honest.
-    arrayrecord_key : str
-        As given to the strategy. Buffers stay honest.
+    arrayrecord_key, configrecord_key : str
+        As given to the strategy.
+    sleep, clock : callable
+        For attacks with a delay: how to wait, and seconds of real time.
 
     Returns
     -------
     Mod
-        For ``ClientApp(mods=[...])``. Only train replies with content are touched.
+        For ``ClientApp(mods=[...])``. Only train replies with content are touched, and of these
+        only the floating arrays: integer arrays and buffers in their own record stay honest.
+
+    Raises
+    ------
+    ConfigError
+        From the mod, if the attack needs what no node knows, the query asks for an unknown
+        payload, or the reply is no model like the query although it should be one.
+
+    Notes
+    -----
+    What a reply holds is read from ``byz.payload`` of the query. "momentum" and "gradient": the
+    attack acts on the reply. "model", or no such key, as in a deployment of FedAvg: the attack
+    acts on the pseudo-gradient query − reply, and query − crafted is sent.
+
+    The node remembers in ``Context.state`` how many replies it has sent, and as many honest
+    vectors as the attack wants. An attack of colluders estimates what honest nodes send from
+    them and the present one, each with weight 1; how much weight anybody has, it does not know.
+    Draws are seeded by the run-config key ``seed`` (0 if absent), the node-config key
+    ``partition-id`` (the node id if absent) and the number of the reply.
+
+    An attack on time sleeps for its delay. A negative one cannot be had: the time is spent. With
+    the node-config key ``virtual-clock`` nothing sleeps: the grid adds the delay.
 
     Examples
     --------
@@ -40,15 +80,136 @@ def attack_mod(
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        reply = call_next(message, context)
-        chosen = attack(context)
         trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        if chosen is None or not trains or not reply.has_content():
+        chosen = attack(context) if trains else None
+        if chosen is None:
+            return call_next(message, context)
+        _check_needs(chosen)
+        # Read before the client app runs: it may write into the query.
+        origin = _origin(message, arrayrecord_key, configrecord_key)
+        began = clock()
+        reply = call_next(message, context)
+        took = clock() - began
+        if not reply.has_content() or arrayrecord_key not in reply.content.array_records:
             return reply
         arrays = records.tensors_of(reply.content.array_records[arrayrecord_key])
-        layout = Layout.of(arrays)
-        sent = chosen.craft(layout.flatten(arrays))
-        reply.content[arrayrecord_key] = records.record_of(layout.unflatten(sent))
+        sent, number = _sent(chosen, arrays, origin, context)
+        reply.content[arrayrecord_key] = records.record_of({**arrays, **sent})
+        _wait(chosen, context, number, took, sleep)
         return reply
 
     return mod
+
+
+class _Past(NamedTuple):
+    """What a node remembers of its replies."""
+
+    replies: int
+    vectors: tuple[Array, ...]
+
+
+def _check_needs(attack: VectorAttack) -> None:
+    if needs_of(attack) is Needs.EVERYTHING:
+        legal = "an attack that a node can mount on its own: this one needs to know everything"
+        raise ConfigError("attack", attack, legal, "attack through OmniscientGrid")
+
+
+def _origin(
+    message: Message, arrayrecord_key: str, configrecord_key: str
+) -> Mapping[str, Tensor] | None:
+    """Return the arrays that a reply's weights started from; None if replies are vectors."""
+    config = message.content.config_records.get(configrecord_key) or ConfigRecord()
+    payload = config.get(records.PAYLOAD, "model")
+    if payload not in PAYLOADS:
+        legal = "one of " + ", ".join(PAYLOADS)
+        raise ConfigError(records.PAYLOAD, payload, legal, "ask for a payload that mods know")
+    if payload != "model":
+        return None
+    return records.tensors_of(message.content.array_records.get(arrayrecord_key) or ArrayRecord())
+
+
+def _sent(
+    attack: VectorAttack,
+    arrays: Mapping[str, Tensor],
+    origin: Mapping[str, Tensor] | None,
+    context: Context,
+) -> tuple[dict[str, Tensor], int]:
+    """Return the arrays to replace, and how many replies the node has sent before."""
+    layout = Layout.of({name: x for name, x in arrays.items() if x.is_floating_point()})
+    vector = layout.flatten(arrays)
+    if origin is None:
+        crafted, number = _craft(attack, vector, context)
+        return layout.unflatten(crafted), number
+    _check_like(layout, origin)
+    start = layout.flatten(origin)
+    crafted, number = _craft(attack, start - vector, context)
+    return layout.unflatten(start - crafted), number
+
+
+def _check_like(layout: Layout, origin: Mapping[str, Tensor]) -> None:
+    shapes = {entry.name: entry.shape for entry in layout.entries}
+    asked = {name: tuple(x.shape) for name, x in origin.items() if name in shapes}
+    if shapes != asked:
+        fix = "have the strategy ask for another payload, or attack replies that are models"
+        raise ConfigError("reply", shapes, "arrays of the query's names and shapes", fix)
+
+
+def _craft(attack: VectorAttack, honest: Tensor, context: Context) -> tuple[Tensor, int]:
+    """Return what is sent and the number of the reply, and remember the honest vector."""
+    past, memory = _recall(context), memory_of(attack)
+    kept = past.vectors[-memory:] if memory > 0 else ()
+    crafted = attack.craft(honest, _knowledge(attack, honest, _Past(past.replies, kept), context))
+    # A vector that is not finite would spoil every estimate for as long as it is remembered.
+    if memory > 0 and bool(honest.isfinite().all()):
+        kept = (*kept, Array(honest.numpy()))[-memory:]
+    _remember(context, _Past(past.replies + 1, kept))
+    return crafted, past.replies
+
+
+def _knowledge(attack: VectorAttack, honest: Tensor, past: _Past, context: Context) -> Knowledge:
+    decoded = (torch.from_numpy(array.numpy().copy()) for array in past.vectors)
+    # Vectors of another model are of no use.
+    history = tuple(x for x in decoded if (x.shape, x.dtype) == (honest.shape, honest.dtype))
+    seed = int(np.random.SeedSequence(_identity(context)).generate_state(1, np.uint64)[0])
+    known = Knowledge(history=history, reply=past.replies, seed=seed)
+    if needs_of(attack) is not Needs.COLLUDERS:
+        return known
+    rows = torch.stack([*history, honest])
+    return replace(known, rows=rows, weights=torch.ones(len(rows), dtype=torch.int64))
+
+
+def _recall(context: Context) -> _Past:
+    record = dict(context.state.array_records.get(STATE) or {})
+    replies = int(record.pop(REPLIES).numpy()) if REPLIES in record else 0
+    return _Past(replies, tuple(record.values()))
+
+
+def _remember(context: Context, past: _Past) -> None:
+    # Arrays go back as they are: only the new one was encoded.
+    vectors = {str(k): array for k, array in enumerate(past.vectors)}
+    context.state[STATE] = ArrayRecord({REPLIES: Array(np.array(past.replies)), **vectors})
+
+
+def _identity(context: Context) -> tuple[int, int]:
+    """Return the run's seed and the node's partition-id: node ids change from run to run."""
+    seed = context.run_config.get("seed")
+    partition = context.node_config.get("partition-id", context.node_id)
+    return (
+        abs(seed) if isinstance(seed, int) else 0,
+        abs(partition) if isinstance(partition, int) else 0,
+    )
+
+
+def _wait(
+    attack: VectorAttack,
+    context: Context,
+    number: int,
+    took: float,
+    sleep: Callable[[float], None],
+) -> None:
+    if not isinstance(attack, TimedAttack) or context.node_config.get("virtual-clock"):
+        return
+    rng = np.random.default_rng((*_identity(context), number))
+    seconds = attack.delay(rng, took)
+    if seconds > 0:
+        sleep(seconds)

@@ -6,9 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from flwr_byzasync import Gradient, Query, client_app
-from flwr_byzasync.attacks import SignFlip
 from flwr_byzasync.estimators import Estimator, mu2, sgd
-from flwr_byzasync.mods import attack_mod
 from tests.fakes import context_of
 
 
@@ -123,33 +121,3 @@ def test_a_gradient_function_that_raises_is_flower_s_to_report() -> None:
 
     with pytest.raises(RuntimeError, match="boom"):
         client_app(gradient, estimator=sgd())(query(1.0, 0), context_of())
-
-
-def test_a_sign_flipping_node_negates_what_it_sends_and_nothing_else() -> None:
-    lying = client_app(
-        noisy, estimator=mu2(), mods=[attack_mod(lambda context: SignFlip(scale=2.0))]
-    )
-    honest = client_app(noisy, estimator=mu2())
-    at_liar, at_honest = context_of(), context_of()
-    for count, value in enumerate((1.0, 3.0, -2.0)):
-        # The recursion stays honest: every vector is the honest one, negated.
-        lie = answer(lying, at_liar, value, count)
-        assert torch.equal(lie, -2.0 * answer(honest, at_honest, value, count))
-
-
-def test_a_mod_leaves_honest_nodes_alone() -> None:
-    app = client_app(noisy, estimator=sgd(), mods=[attack_mod(lambda context: None)])
-    plain = client_app(noisy, estimator=sgd())
-    assert torch.equal(answer(app, context_of(), 1.0, 0), answer(plain, context_of(), 1.0, 0))
-
-
-def test_a_mod_touches_train_replies_only() -> None:
-    app = client_app(noisy, estimator=sgd(), mods=[attack_mod(lambda context: SignFlip())])
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return Message(message.content, reply_to=message)
-
-    asked = query(1.0, 0)
-    asked.metadata.message_type = "evaluate"
-    assert sent(app(asked, context_of())).tolist() == [[1.0, 1.0]]
