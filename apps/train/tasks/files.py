@@ -56,7 +56,8 @@ class Files:
 
     def _missing(self, data_dir: str) -> ConfigError:
         folders = " or ".join(folder or "the directory itself" for folder in self.folders)
-        legal = f"a directory that holds {', '.join(self.names)}, in {folders}"
+        names = ", ".join(self.names) + "".join(f" (or with {s})" for s in self.suffixes if s)
+        legal = f"a directory that holds {names}, in {folders}"
         fix = "put the files there, or pass download=true and a directory to download to"
         return ConfigError("data-dir", data_dir, legal, fix)
 
