@@ -1,12 +1,13 @@
 """w-CTMA: centred trimmed meta-aggregator (Dahan and Levy 2024, arXiv 2501.09621, algorithm 1)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
 from flwr_byzasync.aggregators.median import sharp_bound
 from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
@@ -60,7 +61,7 @@ class CTMA(WeightedRule):
 
     Cost
     ----
-    The base and two more passes over the rows, O(m d).
+    The base and two more passes over the rows, O(m d). Kept up to date where its base is.
 
     Examples
     --------
@@ -101,12 +102,41 @@ class CTMA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
-        centre = precise(self.base, rows, weights)
+        return self.around(precise(self.base, rows, weights), rows, weights)
+
+    def around(self, centre: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return the unrounded mean of the rows nearest to a (d,) float64 centre."""
         distance = squared_distances(rows, centre).sqrt()
         mass = weights.to(torch.float64)
         wanted = (1.0 - self.byz_fraction) * mass.sum()
         kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
         return combine(rows, kept / kept.sum(), centre)
+
+    def incremental(self) -> "IncrementalCTMA | None":
+        """How it is kept up to date, where its base is."""
+        base = incremental_of(self.base)
+        return None if base is None else IncrementalCTMA(self, base)
+
+
+@dataclass(frozen=True)
+class IncrementalCTMA:
+    """CTMA around a centre that is kept up to date; its state is the base's."""
+
+    rule: CTMA
+    base: Incremental[Any]
+
+    def start(self, view: TableView) -> object:
+        """Return the base's state."""
+        return self.base.start(view)
+
+    def update(self, state: object, change: Change, view: TableView) -> object | None:
+        """Return the base's state after a change."""
+        return self.base.update(state, change, view)
+
+    def direction(self, state: object, view: TableView) -> Tensor:
+        """Return the trimmed mean in float64."""
+        centre = self.base.direction(state, view).to(torch.float64)
+        return self.rule.around(centre, view.rows, view.weights_beside_rows())
 
 
 def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor, blur: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
@@ -121,4 +122,38 @@ class Unweighted(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's result with all positive weights set to 1."""
-        return precise(self.base, rows, (weights > 0).to(weights.dtype))
+        return precise(self.base, rows, _ones(weights))
+
+    def incremental(self) -> "IncrementalUnweighted | None":
+        """How it is kept up to date, where its base is."""
+        base = incremental_of(self.base)
+        return None if base is None else IncrementalUnweighted(base)
+
+
+@dataclass(frozen=True)
+class IncrementalUnweighted:
+    """A rule kept up to date that is shown a table of weights 1; its state is the base's."""
+
+    base: Incremental[Any]
+
+    def start(self, view: TableView) -> object:
+        """Return the base's state."""
+        return self.base.start(_with_ones(view))
+
+    def update(self, state: object, change: Change, view: TableView) -> object | None:
+        """Return the base's state after a change."""
+        before, after = _ones(change.old_weights), _ones(change.new_weights)
+        ones = replace(change, old_weights=before, new_weights=after)
+        return self.base.update(state, ones, _with_ones(view))
+
+    def direction(self, state: object, view: TableView) -> Tensor:
+        """Return the base's direction."""
+        return self.base.direction(state, _with_ones(view))
+
+
+def _ones(weights: Tensor) -> Tensor:
+    return (weights > 0).to(weights.dtype)
+
+
+def _with_ones(view: TableView) -> TableView:
+    return replace(view, weights=_ones(view.weights))

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
-from flwr_byzasync.table import Change, Incremental, Table, TableView
+from flwr_byzasync.aggregators.incremental import Change, TableView
+from flwr_byzasync.table import Table
 
 CPU = torch.device("cpu")
 
@@ -23,10 +25,13 @@ class RunningMean:
         self.scratch.append(rows.shape[0])
         return Mean()(rows, weights)
 
+    def incremental(self) -> "RunningMean":
+        return self
+
     def start(self, view: TableView) -> Tensor:
         return view.weights.to(view.rows.dtype) @ view.rows
 
-    def update(self, state: Tensor, change: Change, view: TableView) -> Tensor:
+    def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
         assert torch.equal(view.weights, change.old_weights)
         for k, index in enumerate(change.index):
             if change.old_rows is not None:
@@ -65,7 +70,6 @@ def test_a_rule_kept_up_to_date_gives_what_the_rule_gives_from_scratch(
     events: list[tuple[int, int]],
 ) -> None:
     rule = RunningMean()
-    assert isinstance(rule, Incremental)
     kept = play(Table(rule, 2, torch.float64, CPU), events)
     fresh = play(Table(FromScratch(), 2, torch.float64, CPU), events)
     assert rule.scratch == []
@@ -97,3 +101,36 @@ def test_a_direction_does_not_change_when_the_table_does() -> None:
     direction = table.direction()
     table.replace(0, torch.tensor([5.0]))
     assert direction.tolist() == [1.0]
+
+
+class StartsAgain(RunningMean):
+    """The same mean, which leaves replies of the first node to `start`."""
+
+    def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
+        return None if change.index == (0,) else super().update(state, change, view)
+
+
+@given(replies)
+def test_a_rule_may_leave_a_change_to_its_start(events: list[tuple[int, int]]) -> None:
+    kept = play(Table(StartsAgain(), 2, torch.float64, CPU), events)
+    fresh = play(Table(FromScratch(), 2, torch.float64, CPU), events)
+    for a, b in zip(kept, fresh, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Raises(RunningMean):
+    """The same mean, whose state is spoilt by an update that raises."""
+
+    def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
+        state.fill_(torch.nan)
+        raise MemoryError
+
+
+def test_an_update_that_raises_changes_nothing() -> None:
+    table: Table[object] = Table(Raises(), 1, torch.float64, CPU)
+    table.replace(0, torch.tensor([1.0]).double())
+    assert table.direction().tolist() == [1.0]
+    with pytest.raises(MemoryError):
+        table.replace(0, torch.tensor([5.0]).double())
+    assert table.view().weights.tolist() == [1]
+    assert table.direction().tolist() == [1.0]
