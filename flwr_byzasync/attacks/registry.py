@@ -72,22 +72,22 @@ def _attack(node: ast.expr, text: str) -> VectorAttack | LabelAttack:
     attack = discover()[called.id]
     given = node.keywords if isinstance(node, ast.Call) else []
     names = [field.name for field in fields(attack)]  # type: ignore[arg-type]
-    wrong = [keyword.arg for keyword in given if keyword.arg not in names]
-    if wrong or (isinstance(node, ast.Call) and node.args):
+    values = {keyword.arg: keyword.value for keyword in given}
+    positional = isinstance(node, ast.Call) and bool(node.args)
+    if positional or len(values) < len(given) or not set(values) <= set(names):
         takes = f"with parameters among {', '.join(names)}" if names else "without parameters"
-        raise ConfigError("attack", text, f"{called.id} {takes}, each as name=value", FIX)
-    return attack(**{str(keyword.arg): _value(keyword, text) for keyword in given})
+        raise ConfigError("attack", text, f"{called.id} {takes}, each once, as name=value", FIX)
+    return attack(**{str(name): _value(str(name), value, text) for name, value in values.items()})
 
 
-def _value(keyword: ast.keyword, text: str) -> object:
-    node = keyword.value
-    if keyword.arg == "base" and isinstance(node, ast.Name | ast.Call):
+def _value(name: str, node: ast.expr, text: str) -> object:
+    if name == "base" and isinstance(node, ast.Name | ast.Call):
         return _attack(node, text)
     if isinstance(node, ast.Name):
         return node.id
     try:
         value: object = ast.literal_eval(node)
     except (ValueError, TypeError):
-        legal = f"written with a number or a word for {keyword.arg}"
+        legal = f"written with a number or a word for {name}"
         raise ConfigError("attack", text, legal, FIX) from None
     return value
