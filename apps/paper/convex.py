@@ -39,7 +39,7 @@ def main(
     seeds: Sequence[int] = (1, 2, 3),
     replies: int = 4096,
     jobs: int = 1,
-    only: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
 ) -> None:
     """Run what is missing in `out` and write its tables and figures.
 
@@ -56,16 +56,16 @@ def main(
         The longest horizon T in server steps, >= 64; T/4 and T/16 are run too.
     jobs : int
         Processes.
-    only : mapping of str to str, optional
-        For problem, attack, optimizer and rule the values wanted, separated by commas; all
-        where not given.
+    only : sequence of str
+        ``KEY=VALUE`` with a key among problem, attack, optimizer and rule; several values of a
+        key are "or", and a key that is not named has all of its values.
 
     Raises
     ------
     ConfigError
         If a value is not legal.
     """
-    chosen = _chosen(only or {})
+    chosen = _chosen(only)
     for seed in seeds:
         check_integer("seeds", seed, low=0, high=TUNING_SEED - 1, fix="pass for example 1 2 3")
     check_integer("replies", replies, low=64, fix="pass for example replies=4096")
@@ -146,13 +146,12 @@ def write(path: Path, results: Mapping[Cell, Trajectory], mode: Literal["w", "a"
     target.replace(path)
 
 
-def _chosen(only: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the values of each setting, all of them or those in `only`."""
-    chosen = {key: list(values) for key, values in CHOICES.items()}
-    for key, text in only.items():
-        fix = "write for example only={'attack': 'none,little'}"
+def _chosen(only: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each setting: those that `only` names, or all."""
+    named: dict[str, list[str]] = {}
+    for pair in only:
+        key, _, value = pair.partition("=")
+        fix = "write for example attack=little"
         check_choice("only", key, CHOICES, fix=fix)
-        chosen[key] = [
-            check_choice(key, value.strip(), CHOICES[key], fix=fix) for value in text.split(",")
-        ]
-    return chosen
+        named.setdefault(key, []).append(check_choice(key, value, CHOICES[key], fix=fix))
+    return {key: named.get(key, list(values)) for key, values in CHOICES.items()}

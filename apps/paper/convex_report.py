@@ -184,10 +184,13 @@ def report(out: Path, results: Mapping[Cell, Trajectory]) -> None:
 
 def markdown(lines: Mapping[Key, Line]) -> str:
     """Return the claims and, for each problem and attack, the table of all lines."""
-    text = ["| claim | problem | attack | holds in |", "|---|---|---|---|"]
-    for claim in sorted(claims(lines), key=lambda c: (c.sentence, c.problem)):
-        where = f"{claim.problem} | {claim.attack} | {claim.holds} of {claim.of}"
-        text.append(f"| {claim.sentence} | {where} |")
+    attacks = list(dict.fromkeys(key[1] for key in lines))
+    counts = {(c.sentence, c.problem, c.attack): f"{c.holds} of {c.of}" for c in claims(lines)}
+    text = [f"| holds in, under attack | problem | {' | '.join(attacks)} |"]
+    text.append("|---|---|" + "---|" * len(attacks))
+    for sentence, problem in sorted({key[:2] for key in counts}):
+        cells = [counts.get((sentence, problem, attack), "") for attack in attacks]
+        text.append(f"| {sentence} | {problem} | {' | '.join(cells)} |")
     for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
         text += ["", f"## {problem}, attack: {attack}", ""]
         text.append("| rule | optimizer | c | final excess | slope in t | slope in T |")
