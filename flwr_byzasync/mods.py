@@ -1,25 +1,23 @@
 """Attacks as Flower client mods: any honest ClientApp becomes Byzantine without being changed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
-from flwr_byzasync import records
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.layout import Layout
+from flwr_byzasync.payloads import spoken, start_of
 
 STATE = "byz.attack"
 """ArrayRecord in Context.state: ``replies``, and the latest honest vectors, oldest first."""
 REPLIES = "replies"
-PAYLOADS = ("gradient", "model", "momentum")
 
 
 def attack_mod(
@@ -86,15 +84,15 @@ def attack_mod(
             return call_next(message, context)
         _check_needs(chosen)
         # Read before the client app runs: it may write into the query.
-        origin = _origin(message, arrayrecord_key, configrecord_key)
+        start = start_of(message, arrayrecord_key, configrecord_key)
         began = clock()
         reply = call_next(message, context)
         took = clock() - began
         if not reply.has_content() or arrayrecord_key not in reply.content.array_records:
             return reply
-        arrays = records.tensors_of(reply.content.array_records[arrayrecord_key])
-        sent, number = _sent(chosen, arrays, origin, context)
-        reply.content[arrayrecord_key] = records.record_of({**arrays, **sent})
+        said = spoken(reply.content.array_records[arrayrecord_key], start)
+        crafted, number = _craft(chosen, said.vector, context)
+        reply.content[arrayrecord_key] = said.saying(crafted)
         _wait(chosen, context, number, took, sleep)
         return reply
 
@@ -112,46 +110,6 @@ def _check_needs(attack: VectorAttack) -> None:
     if needs_of(attack) is Needs.EVERYTHING:
         legal = "an attack that a node can mount on its own: this one needs to know everything"
         raise ConfigError("attack", attack, legal, "attack through OmniscientGrid")
-
-
-def _origin(
-    message: Message, arrayrecord_key: str, configrecord_key: str
-) -> Mapping[str, Tensor] | None:
-    """Return the arrays that a reply's weights started from; None if replies are vectors."""
-    config = message.content.config_records.get(configrecord_key) or ConfigRecord()
-    payload = config.get(records.PAYLOAD, "model")
-    if payload not in PAYLOADS:
-        legal = "one of " + ", ".join(PAYLOADS)
-        raise ConfigError(records.PAYLOAD, payload, legal, "ask for a payload that mods know")
-    if payload != "model":
-        return None
-    return records.tensors_of(message.content.array_records.get(arrayrecord_key) or ArrayRecord())
-
-
-def _sent(
-    attack: VectorAttack,
-    arrays: Mapping[str, Tensor],
-    origin: Mapping[str, Tensor] | None,
-    context: Context,
-) -> tuple[dict[str, Tensor], int]:
-    """Return the arrays to replace, and how many replies the node has sent before."""
-    layout = Layout.of({name: x for name, x in arrays.items() if x.is_floating_point()})
-    vector = layout.flatten(arrays)
-    if origin is None:
-        crafted, number = _craft(attack, vector, context)
-        return layout.unflatten(crafted), number
-    _check_like(layout, origin)
-    start = layout.flatten(origin)
-    crafted, number = _craft(attack, start - vector, context)
-    return layout.unflatten(start - crafted), number
-
-
-def _check_like(layout: Layout, origin: Mapping[str, Tensor]) -> None:
-    shapes = {entry.name: entry.shape for entry in layout.entries}
-    asked = {name: tuple(x.shape) for name, x in origin.items() if name in shapes}
-    if shapes != asked:
-        fix = "have the strategy ask for another payload, or attack replies that are models"
-        raise ConfigError("reply", shapes, "arrays of the query's names and shapes", fix)
 
 
 def _craft(attack: VectorAttack, honest: Tensor, context: Context) -> tuple[Tensor, int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from apps.train.settings import Settings
-from apps.train.tasks import Split, discover, partitions
+from apps.train.tasks import Split, Task, discover, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 from flwr_byzasync.estimators import Estimator
@@ -73,18 +73,24 @@ def _partition(settings: Settings, partition: int, nodes: int) -> Split:
 
 
 def gradient(query: Query) -> Gradient:
-    """Return the gradient of the cross-entropy on one batch."""
+    """Return the gradient of the cross-entropy on one batch of the node's examples."""
     settings, mine = settings_of(query.context), partition_of(query.context)
-    model = _model(settings.dataset, settings.model, settings.seed)
-    device = next(iter(query.parameters.values())).device
     batch = torch.randint(len(mine.labels), (settings.batch_size,), generator=query.generator)
-    inputs, labels = mine.inputs[batch], mine.labels[batch].to(device)
-    augment = discover()[settings.dataset].augment
-    if augment is not None:
-        inputs = augment(inputs, query.generator)
+    model = _model(settings.dataset, settings.model, settings.seed)
+    task = discover()[settings.dataset]
+    return batch_gradient(query, task, model, mine.inputs[batch], mine.labels[batch])
+
+
+def batch_gradient(
+    query: Query, task: Task, model: nn.Module, inputs: Tensor, labels: Tensor
+) -> Gradient:
+    """Return the gradient of the cross-entropy on a batch, augmented as the task says."""
+    device = next(iter(query.parameters.values())).device
+    if task.augment is not None:
+        inputs = task.augment(inputs, query.generator)
     parameters = {k: v.detach().requires_grad_() for k, v in query.parameters.items()}
     outputs: Tensor = functional_call(model, {**parameters, **query.buffers}, (inputs.to(device),))
-    loss = nn.functional.cross_entropy(outputs, labels)
+    loss = nn.functional.cross_entropy(outputs, labels.to(device))
     slopes = torch.autograd.grad(loss, list(parameters.values()))
     return Gradient(
         gradients=dict(zip(parameters, slopes, strict=True)),

@@ -1,0 +1,174 @@
+"""``python -m apps.paper FIGURE --data-dir DIR --out DIR``: the paper's experiments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NoReturn
+
+from apps.paper import convex
+from apps.paper.cells import ARRIVALS, FIGURES, Cell, cells_of, fraction_of, narrowed, settings_of
+from apps.paper.jobs import Job, run_all
+from apps.paper.plot import draw
+from apps.paper.results import Results
+from apps.train import tasks
+from flwr_byzasync.errors import ConfigError, check_choice
+
+EPILOG = "Cells that are finished in --out are not run again: the same command goes on."
+
+
+SHOWS = {
+    "fig2": "weighted against unweighted rules",
+    "fig3": "CTMA on top of other rules",
+    "fig4": "three optimizers on CIFAR-10",
+    "appendix": "three optimizers on MNIST",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> Parser:
+    """Return the parser of the command line."""
+    top = Parser(prog="python -m apps.paper", description=__doc__, epilog=EPILOG)
+    figures = top.add_subparsers(dest="figure", required=True, metavar="FIGURE", title="figures")
+    for name in FIGURES:
+        figure = figures.add_parser(name, help=SHOWS[name], epilog=EPILOG)
+        _add_common(figure)
+        _add_run(figure)
+    listing = figures.add_parser("list", help="print the cells of a figure with their settings")
+    listing.add_argument("of", nargs="?", metavar="FIGURE", help="which; all if left out")
+    _add_common(listing)
+    one = figures.add_parser("one", help="a single configuration", epilog=EPILOG)
+    for field in fields(Cell):
+        if field.name in ("figure", "seed", "dataset", "arrivals", "replies", "evaluate_every"):
+            continue
+        kind = field.type if callable(field.type) else str
+        one.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS)
+    _add_common(one)
+    _add_run(one)
+    rates = figures.add_parser("convex", help="rates on convex problems, beside the paper's claims")
+    rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE")
+    _add_run(rates)
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(tasks.discover())
+    command.add_argument("--dataset", metavar="NAME", help=f"{names}; default: the paper's own")
+    command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    command.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="narrow cells")
+    command.add_argument(
+        "--arrivals",
+        default="paper",
+        metavar="NAME",
+        help=f"{' or '.join(ARRIVALS)}: the published code's turns, or the true share λ",
+    )
+    command.add_argument("--replies", type=int, help="accepted replies; default: one epoch")
+    command.add_argument("--evaluate-every", type=int, help="replies between evaluations")
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results")
+    command.add_argument("--jobs", type=int, default=1, help="cells at a time; default 1")
+    if "convex" not in command.prog:
+        command.add_argument("--data-dir", default="", metavar="DIR", help="where data sets lie")
+        command.add_argument("--download", action="store_true", help="fetch the data set")
+
+
+def cells_from(options: argparse.Namespace) -> list[Cell]:
+    """Return the cells that a command line asks for.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    """
+    if options.dataset is not None:
+        fix = "pass for example --dataset fashion-mnist"
+        check_choice("--dataset", options.dataset, tasks.discover(), fix=fix)
+    given = {key: getattr(options, key) for key in ("replies", "evaluate_every")}
+    common = {key: value for key, value in given.items() if value is not None}
+    common["arrivals"] = options.arrivals
+    if options.figure == "one":
+        cells = _one(options, common)
+    else:
+        asked = [options.of] if getattr(options, "of", None) else [options.figure]
+        figures = list(FIGURES) if asked == ["list"] else asked
+        cells = [
+            cell
+            for figure in figures
+            for cell in cells_of(figure, options.seeds, options.dataset, **common)
+        ]
+    return narrowed(cells, options.only)
+
+
+def _one(options: argparse.Namespace, common: dict[str, object]) -> list[Cell]:
+    names = {field.name for field in fields(Cell)} - {"figure", "seed", "dataset", "arrivals"}
+    own = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    own = {name: value for name, value in own.items() if value is not None}
+    attack = str(own.get("attack", "sign_flip"))
+    dataset = options.dataset or "fashion-mnist"
+    start = {"rule": "cwmed", "attack": attack, "optimizer": "mu2"}
+    start |= {"byz_fraction": fraction_of(attack), "dataset": dataset}  # type: ignore[dict-item]
+    settings = {**start, **settings_of(dataset), **own, **common}
+    return [Cell(figure="one", seed=seed, **settings) for seed in options.seeds]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    command = parser()
+    options = command.parse_args(arguments)
+    try:
+        if options.figure == "convex":
+            convex.main(options.out, options.seeds, jobs=options.jobs, only=options.only)
+            return 0
+        cells = cells_from(options)
+        if options.figure == "list":
+            for cell in cells:
+                print(" ".join(f"{key}={value}" for key, value in asdict(cell).items()))
+            return 0
+        for dataset in dict.fromkeys(cell.dataset for cell in cells):
+            tasks.discover()[dataset].check(options.data_dir, options.download)
+        if options.jobs < 1:
+            raise ConfigError("--jobs", options.jobs, "an integer >= 1", "pass for example 2")
+        results = Results(options.out)
+    except ConfigError as error:
+        print(f"{command.prog}: error: {error}", file=sys.stderr)
+        return 2
+    todo = [Job(cell, options.data_dir, options.download) for cell in results.unfinished(cells)]
+    complete = run_all(todo, results, options.jobs, finished=len(cells) - len(todo))
+    report(results, cells)
+    return 0 if complete else 1
+
+
+def report(results: Results, cells: Sequence[Cell]) -> None:
+    """Write summary and picture, and print the table."""
+    lines = results.of(cells)
+    if not lines:
+        return
+    rows = results.summarise()
+    names = {(line["rule"], line["attack"], line["optimizer"]) for line in lines}
+    figure = cells[0].figure
+    for row in rows:
+        if row["figure"] == figure and (row["rule"], row["attack"], row["optimizer"]) in names:
+            deviation = f" ± {row['deviation']:.3f}" if row["deviation"] != "" else ""
+            print(
+                f"{row['attack']:<12} λ {row['byz_fraction']:<4g} {row['arrivals']:<9} "
+                f"{row['optimizer']:<9} {row['rule']:<17} "
+                f"{row['accuracy']:.3f}{deviation}  ({row['seeds']} seeds)"
+            )
+    picture = results.folder / f"{figure}.png"
+    draw(figure, lines, picture)
+    print(f"Written: {results.folder}/results.jsonl, summary.csv and {picture.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

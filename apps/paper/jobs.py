@@ -1,0 +1,107 @@
+"""Cells side by side in processes of their own, with a bar that tells the time left."""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from apps.paper.cells import Cell
+from apps.paper.results import Results
+from apps.paper.run import Evaluation, run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell and where its data lie."""
+
+    cell: Cell
+    data_dir: str = ""
+    download: bool = False
+
+
+def run_job(job: Job) -> list[Evaluation]:
+    """Run a cell; what a worker process is handed."""
+    return run(job.cell, job.data_dir, job.download)
+
+
+def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0) -> bool:
+    """Run cells, and write each one's results as it ends.
+
+    Parameters
+    ----------
+    todo : sequence of Job
+        What is not finished.
+    results : Results
+        Where results go.
+    jobs : int
+        Processes, >= 1. One torch thread each: more of them change no bit.
+    finished : int
+        Cells that an earlier call finished, for the bar.
+
+    Returns
+    -------
+    bool
+        False if it was interrupted.
+    """
+    if not todo:
+        return True
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    # A fresh interpreter each: a fork would inherit torch's threads and their locks.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context)
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("cells", total=finished + len(todo), completed=finished)
+        try:
+            running: dict[Future[list[Evaluation]], Job] = {
+                executor.submit(run_job, job): job for job in todo
+            }
+            waiting = set(running)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    cell, found = running[future].cell, future.result()
+                    results.add(cell, found)
+                    progress.advance(bar)
+                    progress.console.print(_said(cell, found[-1]), highlight=False)
+        except KeyboardInterrupt:
+            _stop(executor)
+            console.print("Interrupted. The same command goes on from the finished cells.")
+            return False
+        except BaseException:
+            _stop(executor)
+            raise
+    executor.shutdown()
+    return True
+
+
+def _said(cell: Cell, final: Evaluation) -> str:
+    return (
+        f"{cell.figure} {cell.attack} {cell.rule} {cell.optimizer} seed {cell.seed}: "
+        f"accuracy {final.accuracy:.3f} after {final.reply} replies, {final.seconds:.0f} s"
+    )
+
+
+def _stop(executor: ProcessPoolExecutor) -> None:
+    """End the workers now: a cell in progress is not waited for."""
+    workers = list((executor._processes or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()

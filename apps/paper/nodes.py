@@ -1,0 +1,122 @@
+"""The nodes of a cell: the paper's global stream of batches, honest and Byzantine gradients."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from apps.paper.cells import NO_ATTACK, Cell
+from apps.train.client_app import batch_gradient
+from apps.train.tasks import Split, Task
+from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
+from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
+from flwr_byzasync.mods import attack_mod
+
+SHARED = (Needs.COLLUDERS, Needs.EVERYTHING)
+"""What no node knows by itself: such attacks run in an `OmniscientGrid`."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One shuffled pass over all data after another, of which each arrival takes the next batch.
+
+    The order of arrivals follows from the seed alone, so a node's reply number `count` is known
+    to be a certain arrival and takes a certain batch, whoever asks and how often.
+
+    Parameters
+    ----------
+    examples : int
+        Size of the training set.
+    batch_size : int
+        Examples of an arrival.
+    seed : int
+        Of the shuffles.
+    places : mapping
+        (partition-id, count) -> number of the arrival.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int
+    places: Mapping[tuple[int, int], int]
+
+    @classmethod
+    def of(cls, examples: int, batch_size: int, seed: int, order: tuple[int, ...]) -> "Stream":
+        """Return the stream of a run with this order of arrivals."""
+        counts: dict[int, int] = {}
+        places = {}
+        for place, node in enumerate(order):
+            places[node, counts.get(node, 0)] = place
+            counts[node] = counts.get(node, 0) + 1
+        return cls(examples, batch_size, seed, places)
+
+    def batch(self, partition: int, count: int) -> Tensor:
+        """Return the indices of the examples of a node's reply number `count`."""
+        # A node whose replies were rejected, because it diverged, may ask beyond the plan.
+        place = self.places.get((partition, count), len(self.places) + partition)
+        per_epoch = max(self.examples // self.batch_size, 1)
+        epoch, within = divmod(place, per_epoch)
+        begin = within * self.batch_size
+        return self._epoch(epoch)[begin : begin + self.batch_size]
+
+    def _epoch(self, epoch: int) -> Tensor:
+        key = (self.examples, self.seed, epoch)
+        if key not in _SHUFFLES:
+            # Two at most: μ² asks for one batch at a time, at the turn of two epochs.
+            while len(_SHUFFLES) > 1:
+                del _SHUFFLES[next(iter(_SHUFFLES))]
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            _SHUFFLES[key] = torch.randperm(self.examples, generator=generator)
+        return _SHUFFLES[key]
+
+
+_SHUFFLES: dict[tuple[int, int, int], Tensor] = {}
+
+
+def attack_of(cell: Cell) -> VectorAttack | LabelAttack | None:
+    """Return what the Byzantine nodes of a cell do."""
+    return None if cell.attack == NO_ATTACK else attacks.build(cell.attack)
+
+
+def sees_all(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:
+    """Whether an attack must see more than its own node's data and vector."""
+    return attack is not None and needs_of(attack) in SHARED
+
+
+def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) -> ClientApp:
+    """Return the ClientApp of a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        The run.
+    task : Task
+        Its data set.
+    training : Split
+        Examples, shared by all nodes as in the paper.
+    order : tuple of int
+        Partition-ids in the order in which their replies arrive.
+    """
+    stream = Stream.of(len(training.labels), cell.batch_size, cell.seed, order)
+    model: nn.Module = task.make_model(cell.model, cell.seed)
+    attack = attack_of(cell)
+
+    def gradient(query: Query) -> Gradient:
+        partition = int(query.context.node_config["partition-id"])
+        batch = stream.batch(partition, int(query.config["byz.count"]))  # type: ignore[call-overload]
+        labels = training.labels[batch]
+        if isinstance(attack, LabelAttack) and partition < cell.byzantine:
+            labels = attack.transform(labels, task.classes)
+        return batch_gradient(query, task, model, training.inputs[batch], labels)
+
+    own = attack if isinstance(attack, VectorAttack) and not sees_all(attack) else None
+
+    def own_attack(context: Context) -> VectorAttack | None:
+        return own if int(context.node_config["partition-id"]) < cell.byzantine else None
+
+    estimator = estimators.build(cell.optimizer, cell.chosen_beta)
+    return client_app(gradient, estimator=estimator, mods=[attack_mod(own_attack)])

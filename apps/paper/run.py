@@ -1,0 +1,162 @@
+"""One cell run from its settings to its accuracies, on a virtual clock, in this process."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from apps.paper.cells import ARRIVALS, Cell
+from apps.paper.nodes import attack_of, nodes_of, sees_all
+from apps.train.tasks import Split, discover
+from flwr_byzasync import AsyncRobust, VirtualGrid, aggregators
+from flwr_byzasync.arrivals import PaperArrivals
+from flwr_byzasync.omniscient import OmniscientGrid
+from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates, Optimizer
+
+FOREVER = 1e12
+"""Seconds: the paper's nodes have no time limits; the rarest of them is asked for hours."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured after so many replies."""
+
+    reply: int
+    accuracy: float
+    loss: float
+    seconds: float
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class AfterFirstPass:
+    """An optimizer that lets the first direction pass.
+
+    In the paper's code the first replies of all nodes make no step, and the next reply makes
+    the first. The strategy makes it with the last of the first replies.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Makes the other steps.
+    """
+
+    optimizer: Optimizer
+
+    def init(self, start: Tensor) -> Iterates:
+        """Return the state at the initial model, one step before the first."""
+        return replace(self.optimizer.init(start), step=-1)
+
+    def step(self, state: Iterates, direction: Tensor) -> Iterates:
+        """Return the state after one step, or after the first pass."""
+        if state.step < 0:
+            return replace(state, step=0)
+        return self.optimizer.step(state, direction)
+
+
+def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluation]:
+    """Run a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        Its settings.
+    data_dir : str
+        Where the data set lies.
+    download : bool, default False
+        Whether it may be downloaded.
+
+    Returns
+    -------
+    list of Evaluation
+        In order; the last one is final. The same bits each time on the same machine: one torch
+        thread, so that cells run side by side change nothing.
+    """
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    task = discover()[cell.dataset]
+    training, test = load(cell.dataset, data_dir, download)
+    arrivals = arrivals_of(cell)
+    app = nodes_of(cell, task, training, arrivals.order(cell.replies))
+    model = task.make_model(cell.model, cell.seed)
+    strategy = strategy_of(cell, model)
+    found: list[Evaluation] = []
+    began = time.perf_counter()
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        accuracy, loss = measure(model, arrays, test)
+        reply = strategy.statistics().accepted if server_round else 0
+        found.append(Evaluation(reply, accuracy, loss, time.perf_counter() - began))
+
+    attack = attack_of(cell)
+    with VirtualGrid(app, cell.nodes, seed=cell.seed, arrivals=arrivals) as grid:
+        liars = grid.node_ids[: cell.byzantine]
+        rule = aggregators.build(cell.rule, cell.byz_fraction)
+        result = strategy.start(
+            OmniscientGrid(grid, attack, liars, rule=rule) if sees_all(attack) else grid,
+            ArrayRecord(model.state_dict()),
+            num_rounds=cell.replies // cell.evaluate_every,
+            timeout=FOREVER,
+            evaluate_fn=evaluate,
+        )
+    accepted = strategy.statistics().accepted
+    if found[-1].reply < accepted:  # it diverged: every node was shut in the middle of a round
+        accuracy, loss = measure(model, result.arrays, test)
+        found.append(Evaluation(accepted, accuracy, loss, time.perf_counter() - began))
+    return [*found[:-1], replace(found[-1], final=True)]
+
+
+def arrivals_of(cell: Cell) -> PaperArrivals:
+    """Return whose reply arrives when in a cell."""
+    return PaperArrivals(
+        nodes=cell.nodes,
+        byzantine=cell.byzantine,
+        byz_fraction=cell.byz_fraction,
+        within=cell.within,  # type: ignore[arg-type]
+        turns=ARRIVALS[cell.arrivals],  # type: ignore[arg-type]
+        seed=cell.seed,
+    )
+
+
+def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
+    """Return the strategy of a cell: AnyTime-SGD for μ², plain SGD for the others."""
+    optimizer: Optimizer = SGD(lr=cell.lr)
+    if cell.optimizer == "mu2":
+        optimizer = AnyTimeSGD(lr=cell.lr, gamma=cell.gamma)
+    return AsyncRobust(
+        aggregators.build(cell.rule, cell.byz_fraction),
+        AfterFirstPass(optimizer) if cell.arrivals == "paper" else optimizer,
+        min_nodes=cell.nodes,
+        updates_per_round=cell.evaluate_every,
+        buffers=[name for name, _ in model.named_buffers()],
+        reply_timeout=FOREVER,
+        poll_interval=1.0,
+    )
+
+
+@cache
+def load(dataset: str, data_dir: str, download: bool) -> tuple[Split, Split]:
+    """Return training and test examples, read once in each process."""
+    return discover()[dataset].load(data_dir, download)
+
+
+def measure(model: nn.Module, arrays: ArrayRecord, test: Split) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy on the test set; the loss may be infinite."""
+    model.load_state_dict(arrays.to_torch_state_dict())
+    model.eval()
+    right, loss = 0, 0.0
+    with torch.inference_mode():
+        batches = zip(torch.split(test.inputs, 128), torch.split(test.labels, 128), strict=True)
+        for inputs, labels in batches:
+            if inputs.ndim == 4:  # convolutions of this size are three times as fast
+                inputs = inputs.to(memory_format=torch.channels_last)
+            outputs = model(inputs)
+            right += int((outputs.argmax(dim=1) == labels).sum())
+            loss += float(nn.functional.cross_entropy(outputs, labels, reduction="sum"))
+    size = len(test.labels)
+    return right / size, loss / size if math.isfinite(loss) else math.inf
