@@ -21,7 +21,7 @@ from apps.paper.convex_report import report
 from apps.paper.problems import PROBLEMS
 from flwr_byzasync.errors import check_choice, check_integer
 
-GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Step sizes c that are tried for each optimizer."""
 TUNING_RULE, TUNING_SEED = "cwmed", 10**6
 

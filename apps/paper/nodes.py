@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from flwr.app import Context
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 
 from apps.paper.cells import NO_ATTACK, Cell
 from apps.train.client_app import batch_gradient
+from apps.train.settings import sees_others
 from apps.train.tasks import Split, Task
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
-from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
+from flwr_byzasync.attacks import LabelAttack, VectorAttack
 from flwr_byzasync.mods import attack_mod
-
-SHARED = (Needs.COLLUDERS, Needs.EVERYTHING)
-"""What no node knows by itself: such attacks run in an `OmniscientGrid`."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,6 @@ def attack_of(cell: Cell) -> VectorAttack | LabelAttack | None:
     return None if cell.attack == NO_ATTACK else attacks.build(cell.attack)
 
 
-def sees_all(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:
-    """Whether an attack must see more than its own node's data and vector."""
-    return attack is not None and needs_of(attack) in SHARED
-
-
 def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) -> ClientApp:
     """Return the ClientApp of a cell.
 
@@ -113,7 +105,7 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
             labels = attack.transform(labels, task.classes)
         return batch_gradient(query, task, model, training.inputs[batch], labels)
 
-    own = attack if isinstance(attack, VectorAttack) and not sees_all(attack) else None
+    own = attack if isinstance(attack, VectorAttack) and not sees_others(attack) else None
 
     def own_attack(context: Context) -> VectorAttack | None:
         return own if int(context.node_config["partition-id"]) < cell.byzantine else None

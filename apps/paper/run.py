@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from apps.paper.cells import ARRIVALS, Cell
-from apps.paper.nodes import attack_of, nodes_of, sees_all
+from apps.paper.nodes import attack_of, nodes_of
+from apps.train.settings import sees_others
 from apps.train.tasks import Split, discover
 from flwr_byzasync import AsyncRobust, VirtualGrid, aggregators
 from flwr_byzasync.arrivals import PaperArrivals
@@ -98,7 +99,7 @@ def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluati
         liars = grid.node_ids[: cell.byzantine]
         rule = aggregators.build(cell.rule, cell.byz_fraction)
         result = strategy.start(
-            OmniscientGrid(grid, attack, liars, rule=rule) if sees_all(attack) else grid,
+            OmniscientGrid(grid, attack, liars, rule=rule) if sees_others(attack) else grid,
             ArrayRecord(model.state_dict()),
             num_rounds=cell.replies // cell.evaluate_every,
             timeout=FOREVER,

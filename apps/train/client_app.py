@@ -7,9 +7,9 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from apps.train.settings import Settings
+from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover, partitions
-from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
+from flwr_byzasync import Gradient, Query, client_app, estimators
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 from flwr_byzasync.estimators import Estimator
 from flwr_byzasync.mods import attack_mod
@@ -31,15 +31,13 @@ def attack_of(context: Context) -> VectorAttack | LabelAttack | None:
 
 
 def _attack(settings: Settings, partition: int) -> VectorAttack | LabelAttack | None:
-    chosen = attacks.discover().get(settings.attack)
-    byzantine = partition < settings.byzantine_nodes
-    return chosen() if chosen is not None and byzantine else None
+    return settings.made_attack() if partition < settings.byzantine_nodes else None
 
 
 def vector_attack_of(context: Context) -> VectorAttack | None:
-    """Return the attack on what is sent, if that is this node's."""
+    """Return the attack on what is sent, if this node mounts one by itself."""
     attack = attack_of(context)
-    return attack if isinstance(attack, VectorAttack) else None
+    return attack if isinstance(attack, VectorAttack) and not sees_others(attack) else None
 
 
 @cache

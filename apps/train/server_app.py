@@ -1,7 +1,7 @@
 """The server of the reference app: settings, strategy, evaluation and the table at the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from logging import getLogger
 
@@ -20,9 +20,12 @@ from torch import nn
 
 from apps.train.output import Output
 from apps.train.report import final_table
-from apps.train.settings import Settings
+from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover
 from flwr_byzasync import AsyncRobust, ConfigError, aggregators
+from flwr_byzasync.aggregators import Aggregator
+from flwr_byzasync.omniscient import OmniscientGrid
+from flwr_byzasync.simulation import clock_of
 
 logger = getLogger("flwr")
 app = ServerApp()
@@ -62,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     partitions = identify(grid, nodes)
     result = strategy.start(
-        grid=grid,
+        grid=with_liars(settings, grid, strategy.aggregator, partitions),
         initial_arrays=ArrayRecord(model.state_dict()),
         num_rounds=settings.num_server_rounds,
         evaluate_fn=output.recording(_evaluator(task, settings, model), strategy.statistics),
@@ -87,11 +90,12 @@ def check_nodes(settings: Settings, grid: Grid) -> list[int]:
     ConfigError
         If there are too few, with the command to type; or fewer than are to be Byzantine.
     """
+    sleep = clock_of(grid)[1]
     for _ in range(60):
         nodes = list(grid.get_node_ids())
         if len(nodes) >= settings.min_nodes or type(grid).__name__ == "InMemoryGrid":
             break
-        time.sleep(1)
+        sleep(1)
     legal = f"at most the {len(nodes)} nodes of the federation"
     if len(nodes) < settings.min_nodes:
         command = (
@@ -118,8 +122,9 @@ def identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
         with suppress(Exception):
             asked |= {key: node for key in grid.push_messages([question]) if key}
     partitions: dict[int, int] = {}
-    deadline = time.monotonic() + FIRST_ANSWER_SECONDS
-    while asked and time.monotonic() < deadline:
+    clock, sleep = clock_of(grid)
+    deadline = clock() + FIRST_ANSWER_SECONDS
+    while asked and clock() < deadline:
         for message_id in list(asked):
             partition = None
             with suppress(Exception):
@@ -129,9 +134,20 @@ def identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
             known = partition in partitions.values()
             if isinstance(partition, int) and 0 <= partition < len(nodes) and not known:
                 partitions[node] = partition
-                deadline = min(deadline, time.monotonic() + OTHER_ANSWERS_SECONDS)
-        time.sleep(0.1)
+                deadline = min(deadline, clock() + OTHER_ANSWERS_SECONDS)
+        sleep(0.1)
     return partitions
+
+
+def with_liars(
+    settings: Settings, grid: Grid, rule: Aggregator, partitions: Mapping[int, int]
+) -> Grid:
+    """Return the grid, its liars' replies rewritten if their attack needs to see the others'."""
+    attack = settings.made_attack()
+    if not sees_others(attack):
+        return grid
+    liars = [node for node, part in partitions.items() if part < settings.byzantine_nodes]
+    return OmniscientGrid(grid, attack, liars, rule=rule, seed=settings.seed % 2**32)
 
 
 def _evaluator(

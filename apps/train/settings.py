@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from apps.train import tasks
 from apps.train.tasks import partitions
 from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
 from flwr_byzasync.errors import (
     ConfigError,
     check_byz_fraction,
@@ -87,6 +88,10 @@ class Settings:
         """Whether any node lies."""
         return self.attack != NO_ATTACK and self.byzantine_nodes > 0
 
+    def made_attack(self) -> VectorAttack | LabelAttack | None:
+        """Return what Byzantine nodes do, or None where nobody lies."""
+        return attacks.build(self.attack) if self.under_attack else None
+
     @property
     def chosen_beta(self) -> float | None:
         """β, or None for the optimizer's default."""
@@ -106,6 +111,11 @@ class Settings:
         return SGD(lr=self.lr)
 
 
+def sees_others(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:
+    """Whether an attack must know more than its node does, so that it runs in OmniscientGrid."""
+    return attack is not None and needs_of(attack) in (Needs.COLLUDERS, Needs.EVERYTHING)
+
+
 def _checked(key: str, value: object) -> object:
     """Check one value; integers are fine where a number is wanted."""
     match key:
@@ -114,8 +124,12 @@ def _checked(key: str, value: object) -> object:
         case "partition":
             return _checked_partition(key, value)
         case "attack":
-            known = (*attacks.discover(), NO_ATTACK)
-            return check_choice(key, value, known, fix="pass for example 'sign_flip'")
+            if not isinstance(value, str):
+                legal = f"an attack such as 'sign_flip', or {NO_ATTACK!r}"
+                raise ConfigError(key, value, legal, "write it in quotes")
+            if value != NO_ATTACK:
+                attacks.build(value)
+            return value
         case "optimizer":
             return check_choice(key, value, estimators.ESTIMATORS, fix="pass for example 'mu2'")
         case "device":
