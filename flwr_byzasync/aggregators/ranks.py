@@ -50,9 +50,12 @@ def counted_median(rows: Tensor, weights: Tensor) -> Tensor:
     Tensor
         (d,) float64; anything where a row is not finite.
     """
-    dtype, total = counting_dtype(rows.dtype, weights), int(weights.sum())
-    columns = (x.to(dtype) for (x,) in _blocks(rows))
-    return torch.cat([_middle(x, _at_or_below(x, weights), total) for x in columns])
+    dtype, total, middle = counting_dtype(rows.dtype, weights), int(weights.sum()), []
+    for scratch, x in _blocks(dtype, rows):
+        counts = torch.zeros_like(x)
+        _count_all(counts, x, weights, scratch)
+        middle.append(_middle(x, counts, total, scratch))
+    return torch.cat(middle)
 
 
 def midpoint(low: Tensor, high: Tensor) -> Tensor:
@@ -76,17 +79,21 @@ class RankedMedian:
 
     Cost
     ----
-    O(m d) for a reply, where the call costs O(m² d) or a sort; O(m² d) to start. The counts
-    take as much memory as the rows, twice as much for float32 rows once S reaches 2²⁴.
+    O(m d) for a reply; to start, as much as a call. The counts take as much memory as the rows,
+    twice as much for float32 rows once S reaches 2²⁴.
     """
 
     def start(self, view: TableView) -> Tensor:
         """Return the counts of a table."""
         dtype = counting_dtype(view.rows.dtype, view.weights)
-        counts = torch.empty(view.rows.shape, dtype=dtype, device=view.rows.device)
-        for x, into in _blocks(view.rows, counts):
-            into.copy_(_at_or_below(x.to(dtype), view.weights))
-        return counts
+        state = torch.zeros(view.rows.shape, dtype=dtype, device=view.rows.device)
+        weights = view.weights_beside_rows()
+        for scratch, x, counts in _blocks(dtype, view.rows, state):
+            if len(x) <= FEW:
+                _count_all(counts, x, view.weights, scratch)
+            else:
+                counts.copy_(_counts_by_sorting(x, weights))
+        return state
 
     def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
         """Return the counts after one row changed, written in place; None for other changes."""
@@ -103,20 +110,19 @@ class RankedMedian:
         others = change.new_weights[: len(view.rows)].clone()
         others[index : index + 1] = 0
         held = others.to(view.rows.device, dtype, non_blocking=True).unsqueeze(1)
-        scratch = state.new_empty(len(view.rows), _width(view.rows))
-        for x, counts, a, b in _blocks(view.rows, state, old, change.new_rows):
-            rows, new = x.to(dtype), b[0].to(dtype)
-            rest, into = counts[: len(rows)], scratch[:, : rows.shape[1]]
-            _count(rest, rows, a[0].to(dtype), -removed, into)
-            _count(rest, rows, new, added, into)
-            below = torch.le(rows, new, out=into).mul_(held)
+        changed = old.to(dtype), change.new_rows.to(dtype)
+        for scratch, x, counts, a, b in _blocks(dtype, view.rows, state, *changed):
+            rest = counts[: len(x)]
+            _count(rest, x, a, -removed, scratch)
+            _count(rest, x, b, added, scratch)
+            below = torch.le(x, b, out=scratch).mul_(held)
             torch.sum(below, dim=0, out=counts[index]).add_(added)
         return state
 
     def direction(self, state: Tensor, view: TableView) -> Tensor:
         """Return the weighted median in float64."""
-        total, dtype = int(view.weights.sum()), state.dtype
-        return torch.cat([_middle(x.to(dtype), w, total) for x, w in _blocks(view.rows, state)])
+        total, blocks = int(view.weights.sum()), _blocks(state.dtype, view.rows, state)
+        return torch.cat([_middle(x, counts, total, scratch) for scratch, x, counts in blocks])
 
 
 def _one_row(change: Change) -> bool:
@@ -129,39 +135,46 @@ def _one_row(change: Change) -> bool:
     return bool(same.all())
 
 
-def _at_or_below(rows: Tensor, weights: Tensor) -> Tensor:
-    """Return ``W_i = Σ_j s_j [x_j <= x_i]``, (m, d)."""
-    counts, scratch = torch.zeros_like(rows), torch.empty_like(rows)
+def _count_all(counts: Tensor, rows: Tensor, weights: Tensor, scratch: Tensor) -> None:
+    """Add ``Σ_j s_j [x_j <= x_i]`` to the counts."""
     for row, weight in zip(rows, weights.tolist(), strict=True):
         _count(counts, rows, row, weight, scratch)
-    return counts
+
+
+def _counts_by_sorting(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``Σ_j s_j [x_j <= x_i]`` in int64: the cumulative weight at the last of its ties."""
+    columns = rows.t().contiguous()
+    values, order = torch.sort(columns, dim=1)
+    last = torch.searchsorted(values, columns, right=True) - 1
+    return weights[order].cumsum(dim=1).gather(1, last).t()
 
 
 def _count(counts: Tensor, rows: Tensor, value: Tensor, weight: int, scratch: Tensor) -> None:
-    """Add ``weight·[value <= x_i]`` to the counts; `scratch` is overwritten."""
+    """Add ``weight·[value <= x_i]`` to the counts."""
     if weight:
         counts.add_(torch.ge(rows, value, out=scratch), alpha=weight)
 
 
-def _middle(rows: Tensor, counts: Tensor, total: int) -> Tensor:
+def _middle(rows: Tensor, counts: Tensor, total: int, scratch: Tensor) -> Tensor:
     """Return the midpoint of the lower and the upper median, (d,) float64."""
-    lower = _least(rows, counts, (total + 1) // 2)
-    upper = lower if total % 2 else _least(rows, counts, total // 2 + 1)
+    lower = _least(rows, counts, (total + 1) // 2, scratch)
+    upper = lower if total % 2 else _least(rows, counts, total // 2 + 1, scratch)
     return midpoint(lower, upper)
 
 
-def _least(rows: Tensor, counts: Tensor, enough: int) -> Tensor:
+def _least(rows: Tensor, counts: Tensor, enough: int, scratch: Tensor) -> Tensor:
     """Return the least value of each column with at least `enough` weight at or below it."""
     # +inf where too little, −inf where enough: halves between integers are never 0, and exact.
-    barred = torch.sub(counts, enough - 0.5).mul_(-torch.inf)
-    return torch.maximum(rows, barred, out=barred).amin(dim=0)
+    barred = torch.sub(counts, enough - 0.5, out=scratch).mul_(-torch.inf)
+    return torch.maximum(rows, barred, out=scratch).amin(dim=0)
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the same columns of several (·, d) tensors, few enough to stay in cache."""
-    width = _width(tensors[0])
-    yield from zip(*(torch.split(t, width, dim=1) for t in tensors), strict=True)
+def _blocks(dtype: torch.dtype, rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield scratch memory and the same columns of all tensors, few enough to stay in cache.
 
-
-def _width(rows: Tensor) -> int:
-    return max(1, 8 * BLOCK // (rows.element_size() * rows.shape[0]))
+    Rows and scratch are (m, ·) of `dtype`. The scratch is the same for all blocks.
+    """
+    width = max(1, 8 * BLOCK // (dtype.itemsize * rows.shape[0]))
+    scratch = torch.empty(rows.shape[0], width, dtype=dtype, device=rows.device)
+    for x, *rest in zip(*(torch.split(t, width, dim=1) for t in (rows, *others)), strict=True):
+        yield scratch[:, : x.shape[1]], x.to(dtype), *rest
