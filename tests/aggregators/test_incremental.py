@@ -278,8 +278,16 @@ def test_the_median_does_not_depend_on_how_it_is_found(m: int) -> None:
     result = CoordinateWiseMedian()(rows, weights)
     assert bits(result) == bits(midpoint(*middle_values(rows, weights)))
     assert bits(result) == bits(counted_median(rows, weights))
-    view, how = TableView(rows, weights), RankedMedian()
-    assert bits(result) == bits(how.direction(how.start(view), view))
+
+
+@pytest.mark.parametrize("m", [1, 2, FEW, FEW + 1])
+def test_the_state_is_the_weight_at_or_below_each_value(m: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    rows = torch.randint(-9, 9, (m, 200), generator=generator).float()
+    weights = torch.randint(1, 4, (m,), generator=generator)
+    at_or_below = (rows.unsqueeze(0) <= rows.unsqueeze(1)) * weights[:, None]
+    state = RankedMedian().start(TableView(rows, weights))
+    assert torch.equal(state, at_or_below.sum(dim=1).float())
 
 
 @pytest.mark.parametrize(
