@@ -5,10 +5,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from apps.benchmarks import attacks, rules
+from apps.benchmarks import arrivals, attacks, rules
 from flwr_byzasync import ConfigError
 
-BENCHMARKS = {"attacks": attacks, "rules": rules}
+BENCHMARKS = {"arrivals": arrivals, "attacks": attacks, "rules": rules}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
