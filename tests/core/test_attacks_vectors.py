@@ -144,6 +144,12 @@ def test_little_s_quantile_is_clipped(byzantine: int, z: float) -> None:
     assert float(Little().craft(torch.zeros(1), seen)) == pytest.approx(-z, abs=1e-5)
 
 
+def test_little_s_quantile_is_clipped_from_below_where_few_have_replied() -> None:
+    # S = 4, S_B = 1, s = 2: a third of the honest weight is below one half.
+    seen = knows(torch.tensor([[0.0], [3.0], [6.0]]), torch.tensor([1, 1, 1]), 1)
+    assert float(Little().craft(torch.zeros(1), seen)) == 3.0
+
+
 def test_little_s_published_quantile_is_clipped_from_above() -> None:
     seen = knows(torch.tensor([[-1.0], [1.0]]), torch.tensor([30, 30]), 61)
     assert float(Little("published").craft(torch.zeros(1), seen)) == pytest.approx(
@@ -203,10 +209,14 @@ def test_the_optimised_strength_goes_to_the_end_of_its_range_against_the_mean() 
 
 
 def test_of_equally_strong_strengths_the_one_that_shows_least_is_taken() -> None:
-    # μ = 1, σ = 1. The median of 0, 2 and the lie at 1 − z falls until the lie is at 0: z = 1.
-    rows, weights = torch.tensor([[0.0], [2.0]]), torch.tensor([2, 2])
+    # The median of 0, 1, 5 and the lie, of weight 2, is at 0 from where the lie is: z = μ/σ.
+    rows, weights = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([1, 1, 1])
     seen = knows(rows, weights, 2, CoordinateWiseMedian())
-    assert float(Little("optimised").craft(torch.zeros(1), seen)) == pytest.approx(0.0, abs=0.01)
+    assert -0.03 < float(Little("optimised").craft(torch.zeros(1), seen)) <= 0.0
+    # No lie of weight 1 below 10 moves the median of 0, 0, 0 and 10.
+    rows, weights = torch.tensor([[0.0], [0.0], [0.0], [10.0]]), torch.ones(4, dtype=torch.int64)
+    seen = knows(rows, weights, 1, CoordinateWiseMedian())
+    assert float(Empire("optimised").craft(torch.zeros(1), seen)) == -2.5 / 2**6
 
 
 def test_trimming_makes_the_optimised_strength_stay_within_what_is_kept() -> None:
