@@ -255,4 +255,5 @@ def _panel(panel: "Axes", results: Mapping[Cell, Trajectory]) -> None:
         shorter = sorted(horizon for horizon in runs if horizon < longest)
         ends = [np.exp(np.log([score(p) for p in runs[h]]).mean()) for h in shorter]
         panel.plot(shorter, ends, "o", color=colour, markersize=4)
+    panel.set_xlim(left=max(1, longest / 500))  # nothing moves before
     panel.grid(alpha=0.25, linewidth=0.6)
