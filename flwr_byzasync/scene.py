@@ -26,7 +26,7 @@ class VirtualNode:
         Seconds that a reply takes to compute, or their distribution as a function of a
         `numpy.random.Generator`; >= 0.
     network : float or callable, default 0.0
-        Seconds that a message travels, each way; likewise.
+        Seconds that a message travels, each way; likewise. A reply takes a millisecond at least.
     attack : TimedAttack, optional
         An attack on time, whose delay is added to the computing time.
     node_config : mapping

@@ -13,6 +13,8 @@ import numpy as np
 
 from flwr_byzasync.scene import Duration, Scene
 
+LEAST = 1e-3
+"""Seconds that a reply takes at least: in no time at all, a liar could answer for ever."""
 TICK = 1.0
 """Seconds of the virtual clock between two arrivals of an arrival process."""
 
@@ -175,7 +177,7 @@ def _fetch(world: World, scene: Scene, flight: Flight) -> None:
         compute = max(compute + settings.attack.delay(rng, compute), 0.0)
     flight.fetched = max(world.now + there, node.free_at)
     node.free_at = flight.fetched + compute
-    flight.arrives = node.free_at + back
+    flight.arrives = max(node.free_at + back, world.now + LEAST)
     _schedule(world, flight.arrives, "arrive", flight.node)
 
 

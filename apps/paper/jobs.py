@@ -80,7 +80,7 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
                     cell, found = running[future].cell, future.result()
                     results.add(cell, found)
                     progress.advance(bar)
-                    progress.console.print(_said(cell, found[-1]), highlight=False)
+                    progress.console.print(_said(cell, found[-1]), highlight=False, soft_wrap=True)
         except KeyboardInterrupt:
             _stop(executor)
             console.print("Interrupted. The same command goes on from the finished cells.")
