@@ -16,7 +16,15 @@ from typing import Literal
 
 import torch
 
-from apps.paper.convex_loop import ARMS, ATTACKS, Cell, Trajectory, checkpoints, run, score
+from apps.paper.convex_loop import (
+    ARMS,
+    ATTACKS,
+    Cell,
+    Trajectory,
+    best_steps,
+    checkpoints,
+    run,
+)
 from apps.paper.convex_report import report
 from apps.paper.problems import PROBLEMS
 from flwr_byzasync.errors import check_choice, check_integer
@@ -77,22 +85,12 @@ def main(
         Cell(p, a, o, TUNING_RULE, TUNING_SEED, horizon, step)
         for (p, a, o, horizon), step in product(groups, GRID)
     ]
-    best = best_steps(run_missing(out / "convex_steps.csv", grid, jobs))
+    tried = run_missing(out / "convex_steps.csv", grid, jobs)
     cells = [
         replace(cell, rule=rule, seed=seed)
-        for cell, rule, seed in product(best, chosen["rule"], seeds)
+        for cell, rule, seed in product(best_steps(tried), chosen["rule"], seeds)
     ]
-    report(out, run_missing(out / "convex.csv", cells, jobs))
-
-
-def best_steps(grid: Mapping[Cell, Trajectory]) -> list[Cell]:
-    """Return, of the cells that differ only by the step size, the one of lowest `score`."""
-    best: dict[Cell, Cell] = {}
-    for cell, trajectory in grid.items():
-        key = replace(cell, step=0.0)
-        if key not in best or score(trajectory) < score(grid[best[key]]):
-            best[key] = cell
-    return list(best.values())
+    report(out, run_missing(out / "convex.csv", cells, jobs), tried)
 
 
 def run_missing(path: Path, cells: Sequence[Cell], jobs: int) -> dict[Cell, Trajectory]:

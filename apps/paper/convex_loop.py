@@ -5,8 +5,8 @@ flight: it answers the point that it was last sent, so a vector is as stale as i
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -177,3 +177,13 @@ def score(trajectory: Trajectory) -> float:
     """Return the mean excess over the last octave of t: what a step size is chosen by."""
     horizon = trajectory[-1][0]
     return float(np.mean([excess for t, excess in trajectory if 2 * t > horizon]))
+
+
+def best_steps(grid: Mapping[Cell, Trajectory]) -> list[Cell]:
+    """Return, of the cells that differ only by the step size, the one of lowest `score`."""
+    best: dict[Cell, Cell] = {}
+    for cell, trajectory in grid.items():
+        key = replace(cell, step=0.0)
+        if key not in best or score(trajectory) < score(grid[best[key]]):
+            best[key] = cell
+    return list(best.values())

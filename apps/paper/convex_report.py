@@ -1,32 +1,18 @@
-"""What the convex check found: fitted slopes, final losses, the claims they bear on, figures."""
+"""What the convex check found: fitted slopes, final losses, the claims they bear on."""
 
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.paper.convex_loop import Cell, Trajectory, score
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from apps.paper.convex_figure import NAMES, TINY, figure
+from apps.paper.convex_loop import Cell, Trajectory, best_steps, score
 
 Key = tuple[str, str, str, str]
 """Problem, attack, rule, optimizer."""
-
-TINY = 1e-16
-"""Excess losses below are rounding, of either sign: logarithms see this number."""
-
-NAMES = {
-    "mu2": "μ²-SGD",
-    "momentum": "momentum 0.9",
-    "sgd": "SGD",
-    "sgd_average": "SGD, averaged",
-}
-COLOURS = {"mu2": "#0072b2", "momentum": "#d55e00", "sgd": "#009e73", "sgd_average": "#999999"}
 
 
 def slope(points: Trajectory, decades: float = 1.0) -> float:
@@ -94,6 +80,40 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What the grid says about one optimizer's need of tuning, under its one rule and seed.
+
+    Parameters
+    ----------
+    best : tuple of float
+        c chosen for each horizon, shortest first.
+    final, kept : float
+        The score at the longest horizon, with its own c and with the c of the shortest.
+    kept_slope : float
+        The exponent over the last decade of t with the c of the shortest.
+    """
+
+    best: tuple[float, ...]
+    final: float
+    kept: float
+    kept_slope: float
+
+
+def tuning(grid: Mapping[Cell, Trajectory]) -> dict[tuple[str, str, str], Steps]:
+    """Return the steps by problem, attack and optimizer."""
+    groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
+    for cell in best_steps(grid):
+        groups[cell.problem, cell.attack, cell.optimizer].append(cell)
+    found = {}
+    for key, cells in groups.items():
+        first, *_, last = sorted(cells, key=lambda cell: cell.horizon)
+        kept = grid[replace(last, step=first.step)]
+        best = tuple(cell.step for cell in sorted(cells, key=lambda cell: cell.horizon))
+        found[key] = Steps(best, score(grid[last]), score(kept), slope(kept))
+    return found
+
+
 # --- claims -----------------------------------------------------------------------------------
 
 
@@ -108,18 +128,31 @@ class Claim:
     of: int
 
 
-def claims(lines: Mapping[Key, Line]) -> list[Claim]:
+def claims(lines: Mapping[Key, Line], steps: Mapping[tuple[str, str, str], Steps]) -> list[Claim]:
     """Return each claim with its count, for each problem and attack.
 
     A claim is judged by means over seeds and by no margin but the ones in its sentence.
     """
     found: list[Claim] = []
-    for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
+    for problem, attack in dict.fromkeys(key[:2] for key in lines):
         mine = {key[2:]: line for key, line in lines.items() if key[:2] == (problem, attack)}
-        for sentence, verdicts in _verdicts(mine).items():
+        kept = {key[2]: step for key, step in steps.items() if key[:2] == (problem, attack)}
+        for sentence, verdicts in (_verdicts(mine) | _tuning_verdicts(kept)).items():
             if verdicts:
                 found.append(Claim(sentence, problem, attack, sum(verdicts), len(verdicts)))
     return found
+
+
+def _tuning_verdicts(steps: Mapping[str, Steps]) -> dict[str, list[bool]]:
+    """Return what the grid says; `steps` is by optimizer."""
+    return {
+        "μ²-SGD goes on with the step chosen for T/16 (slope in t below -0.5)": [
+            step.kept_slope < -0.5 for arm, step in steps.items() if arm == "mu2"
+        ],
+        "the rival stalls with the step chosen for T/16 (slope in t above -0.1)": [
+            step.kept_slope > -0.1 for arm, step in steps.items() if arm != "mu2"
+        ],
+    }
 
 
 def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
@@ -138,9 +171,6 @@ def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
         "μ²-SGD ends below the rival at its best step": [
             final(rule, "mu2") < final(rule, arm) for rule, arm in rivals
         ],
-        "the rival stalls within a run (slope in t above -0.1)": [
-            lines[key].slope_t[0] > -0.1 for key in rivals
-        ],
         "the rival stalls even if tuned for each T (slope in T above -0.1)": [
             lines[key].slope_horizon[0] > -0.1 for key in rivals
         ],
@@ -151,7 +181,7 @@ def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
             if {(rule, arm), (f"ctma({rule})", arm)} <= robust.keys()
         ],
         "the mean ends at least ten times as high as the best robust rule": [
-            final("mean", arm) >= 10 * min(final(rule, arm) for rule in rules)
+            final("mean", arm) >= 10 * min(final(*key) for key in robust if key[1] == arm)
             for arm in arms
             if ("mean", arm) in lines
         ],
@@ -161,7 +191,7 @@ def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
 # --- files ------------------------------------------------------------------------------------
 
 
-def report(out: Path, results: Mapping[Cell, Trajectory]) -> None:
+def report(out: Path, results: Mapping[Cell, Trajectory], grid: Mapping[Cell, Trajectory]) -> None:
     """Write the summary as CSV and Markdown and one figure a problem and attack."""
     lines = summarise(results)
     with (out / "convex_summary.csv").open("w", newline="") as file:
@@ -172,7 +202,7 @@ def report(out: Path, results: Mapping[Cell, Trajectory]) -> None:
         for key, line in lines.items():
             numbers = (*line.final, *line.slope_t, *line.slope_horizon)
             writer.writerow([*key, line.step, *(f"{number:.4g}" for number in numbers)])
-    (out / "convex_summary.md").write_text(markdown(lines), encoding="utf-8")
+    (out / "convex_summary.md").write_text(markdown(lines, tuning(grid)), encoding="utf-8")
     for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
         mine = {
             cell: points
@@ -182,15 +212,25 @@ def report(out: Path, results: Mapping[Cell, Trajectory]) -> None:
         figure(mine, out / f"convex_{problem}_{attack}.png")
 
 
-def markdown(lines: Mapping[Key, Line]) -> str:
-    """Return the claims and, for each problem and attack, the table of all lines."""
+def markdown(lines: Mapping[Key, Line], steps: Mapping[tuple[str, str, str], Steps]) -> str:
+    """Return the claims, the need of tuning and, for each problem and attack, all lines."""
     attacks = list(dict.fromkeys(key[1] for key in lines))
-    counts = {(c.sentence, c.problem, c.attack): f"{c.holds} of {c.of}" for c in claims(lines)}
+    counts = {
+        (c.sentence, c.problem, c.attack): f"{c.holds} of {c.of}" for c in claims(lines, steps)
+    }
     text = [f"| holds in, under attack | problem | {' | '.join(attacks)} |"]
     text.append("|---|---|" + "---|" * len(attacks))
     for sentence, problem in sorted({key[:2] for key in counts}):
         cells = [counts.get((sentence, problem, attack), "") for attack in attacks]
         text.append(f"| {sentence} | {problem} | {' | '.join(cells)} |")
+    head = "excess at T | with the c of T/16 | its slope in t"
+    text += ["", "## Step sizes, under the rule and the seed of the grid", ""]
+    text.append(f"| problem | attack | optimizer | c for T/16, T/4, T | {head} |")
+    text.append("|---|---|---|---|---|---|---|")
+    for (problem, attack, arm), step in steps.items():
+        best = ", ".join(f"{c:g}" for c in step.best)
+        numbers = f"{step.final:.2e} | {step.kept:.2e} | {step.kept_slope:.2f}"
+        text.append(f"| {problem} | {attack} | {NAMES[arm]} | {best} | {numbers} |")
     for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
         text += ["", f"## {problem}, attack: {attack}", ""]
         text.append("| rule | optimizer | c | final excess | slope in t | slope in T |")
@@ -201,59 +241,3 @@ def markdown(lines: Mapping[Key, Line]) -> str:
             cells += [f"{m:.2f} ± {s:.2f}" for m, s in (line.slope_t, line.slope_horizon)]
             text.append(f"| {rule} | {NAMES[arm]} | {line.step:g} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
-
-
-def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
-    """Draw excess loss against t, one panel a rule, one line an optimizer.
-
-    Lines are geometric means over seeds of the longest run, bands reach from the lowest to the
-    highest seed; dots end the shorter runs, whose step sizes were chosen for their length.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rules = list(dict.fromkeys(cell.rule for cell in results))
-    columns = min(3, len(rules))
-    rows = -(-len(rules) // columns)
-    size = (3.1 * columns + 0.4, 2.5 * rows + 0.8)
-    made, grid = plt.subplots(
-        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    panels: list[Axes] = list(grid.flat)
-    for panel, rule in zip(panels, rules, strict=False):
-        _panel(panel, {c: points for c, points in results.items() if c.rule == rule})
-        panel.set_title(rule, fontsize=10)
-    for panel in panels[len(rules) :]:
-        panel.set_visible(False)
-    for row in grid:
-        row[0].set_ylabel("excess loss $f(x_t) - f^*$")
-    for panel in panels[max(0, len(rules) - columns) : len(rules)]:
-        panel.set_xlabel("server step $t$")
-    handles, labels = panels[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    cell = next(iter(results))
-    made.suptitle(f"{cell.problem}, attack: {cell.attack}".replace("_", " "), fontsize=11)
-    made.savefig(path, dpi=160)
-    plt.close(made)
-
-
-def _panel(panel: "Axes", results: Mapping[Cell, Trajectory]) -> None:
-    """Draw one rule."""
-    longest = max(cell.horizon for cell in results)
-    for arm in (name for name in NAMES if any(cell.optimizer == name for cell in results)):
-        runs: dict[int, list[Trajectory]] = defaultdict(list)
-        for cell, points in results.items():
-            if cell.optimizer == arm:
-                runs[cell.horizon].append(points)
-        t = [point[0] for point in runs[longest][0]]
-        excess = np.array([[max(point[1], TINY) for point in run] for run in runs[longest]])
-        mean, colour = np.exp(np.log(excess).mean(axis=0)), COLOURS[arm]
-        panel.loglog(t, mean, color=colour, linewidth=1.4, label=NAMES[arm])
-        panel.fill_between(t, excess.min(axis=0), excess.max(axis=0), color=colour, alpha=0.15)
-        shorter = sorted(horizon for horizon in runs if horizon < longest)
-        ends = [np.exp(np.log([score(p) for p in runs[h]]).mean()) for h in shorter]
-        panel.plot(shorter, ends, "o", color=colour, markersize=4)
-    panel.set_xlim(left=max(1, longest / 500))  # nothing moves before
-    panel.grid(alpha=0.25, linewidth=0.6)
