@@ -12,7 +12,8 @@ import torch
 from flwr.app import ArrayRecord
 
 from apps.paper import nodes, run
-from apps.paper.cells import Cell, cells_of
+from apps.paper.cells import Cell
+from apps.paper.figures import cells_of
 from apps.paper.plain import plain
 from apps.train import client_app
 from apps.train.tasks import discover

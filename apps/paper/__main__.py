@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from apps.paper import convex
-from apps.paper.cells import ARRIVALS, FIGURES, Cell, cells_of, fraction_of, narrowed, settings_of
+from apps.paper.cells import ARRIVALS, Cell
+from apps.paper.figures import FIGURES, cells_of, fraction_of, narrowed, settings_of
 from apps.paper.jobs import Job, run_all
 from apps.paper.plot import draw
 from apps.paper.results import Results
@@ -16,14 +17,6 @@ from apps.train import tasks
 from flwr_byzasync.errors import ConfigError, check_choice
 
 EPILOG = "Cells that are finished in --out are not run again: the same command goes on."
-
-
-SHOWS = {
-    "fig2": "weighted against unweighted rules",
-    "fig3": "CTMA on top of other rules",
-    "fig4": "three optimizers on CIFAR-10",
-    "appendix": "three optimizers on MNIST",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,8 +31,8 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(prog="python -m apps.paper", description=__doc__, epilog=EPILOG)
     figures = top.add_subparsers(dest="figure", required=True, metavar="FIGURE", title="figures")
-    for name in FIGURES:
-        figure = figures.add_parser(name, help=SHOWS[name], epilog=EPILOG)
+    for name, plan in FIGURES.items():
+        figure = figures.add_parser(name, help=plan.shows, epilog=EPILOG)
         _add_common(figure)
         _add_run(figure)
     listing = figures.add_parser("list", help="print the cells of a figure with their settings")

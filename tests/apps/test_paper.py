@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord
 
 from apps.paper import __main__ as command
 from apps.paper import run
-from apps.paper.cells import FIGURES, Cell, cells_of, narrowed
+from apps.paper.cells import Cell
+from apps.paper.figures import FIGURES, cells_of, narrowed
 from apps.paper.jobs import Job
 from apps.paper.nodes import Stream
 from apps.paper.plain import plain, weighted_median

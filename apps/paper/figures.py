@@ -1,0 +1,163 @@
+"""Which cells make up which figure, and how a command narrows them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from apps.paper.cells import Cell
+from flwr_byzasync.errors import ConfigError, check_choice
+
+
+def settings_of(dataset: str) -> dict[str, Any]:
+    """Return what differs by data set: the model and how many batches make one epoch.
+
+    Digits are few: two epochs would teach a network nothing, so they get 1,000 replies.
+    """
+    if dataset == "digits":
+        return {"model": "mlp", "replies": 1000, "evaluate_every": 100}
+    if dataset == "cifar10":
+        return {"model": "cnn", "replies": 3125, "evaluate_every": 125}
+    return {"model": "cnn", "replies": 3750, "evaluate_every": 250}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What varies in a figure and what is fixed.
+
+    Parameters
+    ----------
+    shows : str
+        What it is about.
+    dataset : str
+        The paper's; another may be asked for.
+    rules, attacks, optimizers : tuple of str
+        Each combination is a cell for each seed.
+    fixed : mapping
+        Other fields of `Cell`.
+    """
+
+    shows: str
+    dataset: str
+    rules: tuple[str, ...]
+    attacks: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    fixed: Mapping[str, Any]
+
+
+MANY = MappingProxyType({"nodes": 17, "byzantine": 8, "within": "id2"})
+FEW = MappingProxyType({"nodes": 9, "byzantine": 4, "within": "id"})
+ATTACKS = ("label_flip", "sign_flip", "little", "empire")
+OPTIMIZERS = ("mu2", "momentum", "sgd")
+RUIN = ("sign_flip(scale=4)", "empire(epsilon=4)", "little(z=10)", "gaussian", "huge_norm")
+"""The paper's attacks are made against robust rules and only slow a mean down; these ruin it."""
+
+FIGURES: Mapping[str, Plan] = MappingProxyType(
+    {
+        "fig2": Plan(
+            "weighted against unweighted rules, and the mean as a control",
+            "mnist",
+            ("cwmed", "cwmed-unweighted", "rfa", "rfa-unweighted", "mean"),
+            ("label_flip", "sign_flip"),
+            ("mu2",),
+            MANY,
+        ),
+        "fig3": Plan(
+            "CTMA on top of other rules, and the mean as a control",
+            "mnist",
+            ("cwmed", "ctma(cwmed)", "rfa", "ctma(rfa)", "mean"),
+            ("sign_flip", "little", "empire"),
+            ("mu2",),
+            MANY,
+        ),
+        "fig4": Plan(
+            "three optimizers, on CIFAR-10", "cifar10", ("ctma(cwmed)",), ATTACKS, OPTIMIZERS, FEW
+        ),
+        "appendix": Plan(
+            "three optimizers, on MNIST", "mnist", ("ctma(cwmed)",), ATTACKS, OPTIMIZERS, FEW
+        ),
+        "control": Plan(
+            "attacks that ruin the mean, which is not in the paper",
+            "mnist",
+            ("cwmed", "ctma(cwmed)", "rfa", "mean"),
+            RUIN,
+            ("mu2",),
+            MANY,
+        ),
+    }
+)
+
+
+def fraction_of(attack: str) -> float:
+    """Return the paper's λ for an attack."""
+    return 0.3 if attack.startswith("label_flip") else 0.4
+
+
+def cells_of(
+    figure: str, seeds: Sequence[int], dataset: str | None = None, **common: Any
+) -> list[Cell]:
+    """Return the cells of a figure, all seeds of a setting together.
+
+    Parameters
+    ----------
+    figure : str
+        A key of `FIGURES`.
+    seeds : sequence of int
+        One run each.
+    dataset : str, optional
+        Instead of the figure's own.
+    common
+        More fields of `Cell`, the same for all cells.
+
+    Raises
+    ------
+    ConfigError
+        If the figure is unknown or a setting is out of range.
+    """
+    check_choice("figure", figure, FIGURES, fix="write for example fig2")
+    plan = FIGURES[figure]
+    dataset = dataset or plan.dataset
+    fixed = {**plan.fixed, **settings_of(dataset), **common}
+    return [
+        Cell(
+            figure=figure,
+            dataset=dataset,
+            rule=rule,
+            attack=attack,
+            optimizer=optimizer,
+            seed=seed,
+            **{"byz_fraction": fraction_of(attack), **fixed},
+        )
+        for attack in plan.attacks
+        for rule in plan.rules
+        for optimizer in plan.optimizers
+        for seed in seeds
+    ]
+
+
+def narrowed(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """Keep the cells that every KEY=VALUE of `only` names; several values of a key are "or".
+
+    Raises
+    ------
+    ConfigError
+        If a key or a value is none of the cells', with those that are.
+    """
+    kept = list(cells)
+    wanted: dict[str, list[str]] = {}
+    for pair in only:
+        key, _, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        names = [field.name for field in fields(Cell)]
+        if key not in names or not value:
+            legal = f"KEY=VALUE with a key among {', '.join(names)}"
+            raise ConfigError("--only", pair, legal, "write for example rule=cwmed")
+        wanted.setdefault(key, []).append(value.strip())
+    for key, values in wanted.items():
+        known = list(dict.fromkeys(str(getattr(cell, key)) for cell in kept))
+        for value in values:
+            if value not in known:
+                legal = f"one of {', '.join(known)}"
+                raise ConfigError(f"--only {key}", value, legal, "see `list` for the cells")
+        kept = [cell for cell in kept if str(getattr(cell, key)) in values]
+    return kept
