@@ -30,7 +30,7 @@ def draw(figure: str, lines: Sequence[Line], path: Path) -> None:
     compared = _compared(lines)
     series = list(dict.fromkeys(_label(line, compared) for line in lines))
     picture, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, squeeze=False
+        1, len(panels), figsize=(max(7.0, 4.2 * len(panels)), 3.8), sharey=True, squeeze=False
     )
     for axis, (attack, fraction) in zip(axes[0], panels, strict=True):
         for number, label in enumerate(series):
@@ -47,7 +47,7 @@ def draw(figure: str, lines: Sequence[Line], path: Path) -> None:
         axis.set_ylim(0, 1)
     axes[0][0].set_ylabel("test accuracy")
     axes[0][-1].legend(fontsize="small", loc="lower right")
-    picture.suptitle(f"{figure}: {_subtitle(lines)}")
+    picture.suptitle(f"{figure}: {_subtitle(lines)}", fontsize="medium")
     picture.tight_layout()
     picture.savefig(path, dpi=150)
     plt.close(picture)
