@@ -47,8 +47,9 @@ def parser() -> Parser:
     _add_common(one)
     _add_run(one)
     rates = figures.add_parser("convex", help="rates on convex problems, beside the paper's claims")
-    rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE")
+    rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="narrow runs")
+    rates.add_argument("--replies", type=int, default=4096, help="longest horizon; default 4096")
     _add_run(rates)
     return top
 
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     try:
         if options.figure == "convex":
-            convex.main(options.out, options.seeds, jobs=options.jobs, only=options.only)
+            convex.main(options.out, options.seeds, options.replies, options.jobs, options.only)
             return 0
         cells = cells_from(options)
         if options.figure == "list":
