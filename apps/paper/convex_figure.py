@@ -34,6 +34,7 @@ def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     rules = list(dict.fromkeys(cell.rule for cell in results))
     columns = min(3, len(rules))
@@ -52,8 +53,10 @@ def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
         row[0].set_ylabel("excess loss $f(x_t) - f^*$")
     for panel in panels[max(0, len(rules) - columns) : len(rules)]:
         panel.set_xlabel("server step $t$")
-    handles, labels = panels[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    handles, _ = panels[0].get_legend_handles_labels()
+    label = "end of a shorter run, with its own step"
+    handles.append(Line2D([], [], linestyle="", marker="o", color="#333333", label=label))
+    made.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     cell = next(iter(results))
     made.suptitle(f"{cell.problem}, attack: {cell.attack}".replace("_", " "), fontsize=11)
     made.savefig(path, dpi=160)
