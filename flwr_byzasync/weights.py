@@ -1,0 +1,243 @@
+"""How much each node's row weighs: functions of what the server itself counted, and a cap.
+
+Nothing that a client reports enters a weight. A policy maps the server's book, which is the
+accepted replies of each node and the age of its row, to one weight a row; `capped` bounds the
+share of any of them, whatever the policy.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.errors import ConfigError, check_choice, check_number
+
+EPS = torch.finfo(torch.float64).eps
+FIX = "pass 'counts', 'uniform' or for example StalenessDiscount(power=0.5)"
+
+
+@runtime_checkable
+class WeightPolicy(Protocol):
+    """Anything that turns the server's book into weights, called as ``policy(counts, ages)``.
+
+    `counts` (m,) int64 >= 1 holds the accepted replies of each node, `ages` (m,) int64 >= 0
+    the server steps since the query of each row was sent, both on the host and not to be
+    written. The result is (m,), finite and non-negative with a positive sum.
+    """
+
+    def __call__(self, counts: Tensor, ages: Tensor, /) -> Tensor:
+        """Return the weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The number of accepted replies, ``s_i`` (Dahan and Levy 2024): int64, kept up to date.
+
+    Examples
+    --------
+    >>> Counts()(torch.tensor([3, 1]), torch.tensor([0, 9]))
+    tensor([3, 1])
+    """
+
+    def __call__(self, counts: Tensor, ages: Tensor) -> Tensor:
+        """Return the counts."""
+        del ages
+        return counts
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One for every node, ``u_i = 1``: a share is bounded by the number of liars, not replies.
+
+    Examples
+    --------
+    >>> Uniform()(torch.tensor([3, 1]), torch.tensor([0, 9]))
+    tensor([1, 1])
+    """
+
+    def __call__(self, counts: Tensor, ages: Tensor) -> Tensor:
+        """Return ones."""
+        del ages
+        return torch.ones_like(counts)
+
+
+@dataclass(frozen=True)
+class StalenessDiscount:
+    """Counts that fade with the age of the row: ``u_i = s_i (1 + τ_i)^−a``.
+
+    τ_i is the number of server steps since the query of row i was sent, so that the row of a
+    node that left weighs less with every step.
+
+    Parameters
+    ----------
+    power : float, default 0.5
+        a in (0, 10].
+
+    Raises
+    ------
+    ConfigError
+        If `power` is out of range.
+
+    Notes
+    -----
+    The polynomial discount of FedAsync (Xie, Koyejo and Gupta 2019, arXiv 1903.03934, section
+    5), which applies it once, to the step size of an arriving model. Here rows stay, so it is
+    applied to each row at every step. All weights change with every step: rules that are kept
+    up to date are called from scratch. No robustness is lost, because the bounds of the rules
+    hold for any weights; what the liars' share is measured in changes.
+
+    Examples
+    --------
+    >>> StalenessDiscount(power=0.5)(torch.tensor([3, 4]), torch.tensor([8, 0]))
+    tensor([1., 4.], dtype=torch.float64)
+    """
+
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        fix = "pass for example power=0.5"
+        check_number("power", self.power, low=0, high=10, closed="right", fix=fix)
+
+    def __call__(self, counts: Tensor, ages: Tensor) -> Tensor:
+        """Return the discounted counts in float64."""
+        return counts * (1.0 + ages.to(torch.float64)) ** -self.power
+
+
+@dataclass(frozen=True)
+class Capped:
+    """A policy under a cap: ``capped(policy(counts, ages), max_share)``."""
+
+    policy: WeightPolicy
+    max_share: float
+
+    def __call__(self, counts: Tensor, ages: Tensor) -> Tensor:
+        """Return the capped weights."""
+        return capped(self.policy(counts, ages), self.max_share)
+
+
+def capped(weights: Tensor, max_share: float) -> Tensor:
+    """Bound every share: ``u_i = min(s_i, u*)``, u* the largest with ``max u_i <= c Σ u``.
+
+    Parameters
+    ----------
+    weights : Tensor
+        (m,) on the host, non-negative with a positive sum.
+    max_share : float
+        c in (0, 1], replaced by 1/m while c m < 1, m the number of positive weights: then no
+        u > 0 but equal ones would do.
+
+    Returns
+    -------
+    Tensor
+        The weights themselves if no share is above c, else (m,) float64. A share counts as
+        above c if it is so by more than the rounding of a sum of m floats.
+
+    Guarantees
+    ----------
+    Any f nodes hold at most f·c of the weight, however many replies they send. Proof: u* exists,
+    because g(u) = c Σ min(s_i, u) − u is continuous with g(0) = 0 and, as c m >= 1, g(u) =
+    (c m − 1) u >= 0 for u up to the smallest positive s_i. With u_i = min(s_i, u*) every u_i is
+    at most max u_i <= c Σ u, so a set F of f nodes has Σ_F u_i <= f max u_i <= f c Σ u. Neither
+    step reads the s_i of F. Nor can liars shrink the honest nodes' weights to gain more: the
+    bound is on the share. For f·c < 1/2 a robust rule with λ >= f·c keeps its guarantee.
+
+    The order of the weights is kept, u <= s, capping twice is capping once, and ``capped(a s) =
+    a capped(s)``. g is concave, so g >= 0 exactly up to u* and u* is the root on the piece
+    ``s_(k+1) <= u < s_(k)`` of the sorted weights where k of them are cut:
+    ``u* = c R_k / (1 − c k)``, R_k the sum of the weights below.
+
+    Cost
+    ----
+    O(m log m), on the host.
+
+    Examples
+    --------
+    A liar with 900 of 908 replies, among 8 nodes with one each:
+
+    >>> counts = torch.tensor([1] * 8 + [900])
+    >>> capped(counts, max_share=0.2)
+    tensor([1., 1., 1., 1., 1., 1., 1., 1., 2.], dtype=torch.float64)
+    >>> capped(torch.tensor([1, 1, 1, 1]), max_share=0.25)
+    tensor([1, 1, 1, 1])
+    """
+    positive = int((weights > 0).sum())
+    share = max(max_share, 1.0 / max(positive, 1))
+    slack = 1.0 + 4 * len(weights) * EPS
+    if not positive or float(weights.max()) <= share * float(weights.sum()) * slack:
+        return weights
+    sizes = weights.to(torch.float64)
+    return sizes.clamp(max=_limit(sorted(sizes[weights > 0].tolist()), share))
+
+
+def _limit(values: list[float], share: float) -> float:
+    """Return u* for rising positive values, the largest of which holds more than its share."""
+    # below[j]: the sum of the j smallest, added from the small end: never a difference of sums.
+    below = [0.0, *accumulate(values)]
+    for cut in range(1, len(values)):
+        kept = len(values) - cut
+        least, room = values[kept - 1], 1.0 - share * cut
+        root = share * below[kept] / room if room > 0 else math.inf
+        if root >= least:
+            break
+    return min(max(root, least), values[kept])
+
+
+POLICIES: Mapping[str, Callable[[], WeightPolicy]] = MappingProxyType(
+    {"counts": Counts, "uniform": Uniform, "staleness": StalenessDiscount}
+)
+"""Policies by name, with their default settings."""
+
+
+def weighting(weights: str | WeightPolicy, max_share: float | None = None) -> WeightPolicy:
+    """Return the policy that a user's settings mean.
+
+    Parameters
+    ----------
+    weights : {"counts", "uniform", "staleness"} or WeightPolicy
+        A name, or a policy of one's own.
+    max_share : float, optional
+        Cap on the share of one node, in (0, 1]; None for none.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, the policy gives no weights for two nodes, or the cap is out of
+        range.
+    """
+    if isinstance(weights, str) or not callable(weights) or isinstance(weights, type):
+        name = check_choice("weights", weights, POLICIES, fix=FIX)
+        policy: WeightPolicy = POLICIES[name]()
+    else:
+        policy = weights
+        _check_weights(policy)
+    if max_share is None:
+        return policy
+    fix = "pass for example max_share=0.2, or None for no cap"
+    return Capped(
+        policy, check_number("max_share", max_share, low=0, closed="right", high=1, fix=fix)
+    )
+
+
+def _check_weights(policy: WeightPolicy) -> None:
+    """Try a policy on two nodes, so that one that cannot work fails before any message is sent.
+
+    Raises
+    ------
+    ConfigError
+        Unless it gives two finite weights, none of them negative, with a positive sum.
+    """
+    legal = "a policy called as policy(counts, ages) that gives one weight >= 0 a node"
+    try:
+        given = policy(torch.tensor([1, 2]), torch.tensor([3, 0]))
+        usable = given.shape == (2,) and bool(given.isfinite().all() and (given >= 0).all())
+        usable = usable and float(given.sum()) > 0
+    except Exception as error:
+        raise ConfigError("weights", policy, legal, FIX) from error
+    if not usable:
+        raise ConfigError("weights", policy, legal, FIX)
