@@ -1,12 +1,13 @@
-"""The latest vector and count of every node: the one mutable buffer of the run.
+"""The latest vector, count and weight of every node: the one mutable buffer of the run.
 
 A reply replaces one row in place, because copying m rows for each reply would cost m·d. Rules
 see the table through a `TableView` and never write to it. The table also knows how to get the
 direction: from scratch by calling the rule, or from what an incremental rule keeps up to date.
-That state is written in place too, for the same reason: it says nothing that the rows and counts
+That state is written in place too, for the same reason: it says nothing that the rows and weights
 do not say, and nobody else holds it.
 """
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -19,12 +20,13 @@ from flwr_byzasync.aggregators.incremental import (
     TableView,
     incremental_of,
 )
+from flwr_byzasync.weights import Counts, WeightPolicy
 
 S = TypeVar("S")
 
 
 class Table(Generic[S]):
-    """Latest vectors, counts and the rule that turns them into a direction.
+    """Latest vectors, what the server counted about them, and the rule that aggregates them.
 
     Parameters
     ----------
@@ -34,45 +36,112 @@ class Table(Generic[S]):
         d.
     dtype, device
         Of the rows.
+    weigh : WeightPolicy
+        What a row weighs, by its count and age. Whatever the policy, a rule is kept up to date
+        while weights are positive integers, and called from scratch otherwise: counts in
+        floats are not exact.
     """
 
     def __init__(
-        self, aggregator: Aggregator, size: int, dtype: torch.dtype, device: torch.device
+        self,
+        aggregator: Aggregator,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        weigh: WeightPolicy | None = None,
     ) -> None:
         self._aggregator = aggregator
         self._incremental: Incremental[S] | None = incremental_of(aggregator)
+        self._weigh = Counts() if weigh is None else weigh
         self._rows = torch.empty(0, size, dtype=dtype, device=device)
-        self._counts: list[int] = []
+        self._counts: tuple[int, ...] = ()
+        self._sent: tuple[int, ...] = ()
+        self._weights = torch.empty(0, dtype=torch.int64)
         self._derived: S | None = None
 
     def __len__(self) -> int:
         return len(self._counts)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Accepted replies of each row's node."""
+        return self._counts
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """Server steps before the query of each row was sent."""
+        return self._sent
+
     def view(self) -> TableView:
         """Return the rows in use and their weights, without a copy of the rows."""
-        return TableView(self._rows[: len(self)], _weights(self._counts))
+        return TableView(self._rows[: len(self)], self._weights)
 
-    def replace(self, index: int, vector: Tensor) -> None:
+    def replace(
+        self, index: int, vector: Tensor, count: int | None = None, sent: int = 0, step: int = 0
+    ) -> None:
         """Write a node's latest vector and count one more reply of it.
 
         Parameters
         ----------
         index : int
-            Row in ``0 .. m``; m appends the row of a node that replies for the first time.
+            Row in ``0 .. m``; m appends the row of a node that replies for the first time, or
+            again after its row was dropped.
         vector : Tensor
             (d,) validated: finite, of the table's dtype and device.
+        count : int, optional
+            The node's accepted replies, this one included. None: one more than before.
+        sent, step : int
+            Server steps before its query was sent, and so far: their difference is its age.
         """
         joins = index == len(self)
-        counts = [*self._counts, 0] if joins else list(self._counts)
-        counts[index] += 1
-        self._update(index, vector, counts)
+        known = 0 if joins else self._counts[index]
+        counts = _with(self._counts, index, known + 1 if count is None else count)
+        sent_at = _with(self._sent, index, sent)
+        weights = self._weighed(counts, sent_at, step)
+        old = None if joins else self._rows[index : index + 1]
+        self._update(Change((index,), old, vector.unsqueeze(0), self._weights, weights))
         if joins:
             self._reserve(index + 1)
-        self._counts = counts
+        self._counts, self._sent, self._weights = counts, sent_at, weights
         self._rows[index].copy_(vector)
 
+    def drop(self, index: int, step: int = 0) -> None:
+        """Forget a row; those after it move up by one.
+
+        Parameters
+        ----------
+        index : int
+            Row in ``0 .. m − 1``.
+        step : int
+            Server steps so far.
+        """
+        counts = self._counts[:index] + self._counts[index + 1 :]
+        sent_at = self._sent[:index] + self._sent[index + 1 :]
+        weights = self._weighed(counts, sent_at, step)
+        gone = self._rows[index : index + 1]
+        self._update(Change((index,), gone, None, self._weights, weights))
+        self._rows[index : len(counts)] = self._rows[index + 1 : len(counts) + 1].clone()
+        self._counts, self._sent, self._weights = counts, sent_at, weights
+
+    def fill(self, rows: Tensor, counts: Sequence[int], sent: Sequence[int], step: int) -> None:
+        """Take over what another table held, for a run that goes on.
+
+        Parameters
+        ----------
+        rows : Tensor
+            (m, d); copied.
+        counts, sent : sequence of int
+            As the properties of the same names.
+        step : int
+            Server steps when its last row was replaced.
+        """
+        self._derived = None
+        self._counts, self._sent = tuple(counts), tuple(sent)
+        self._weights = self._weighed(self._counts, self._sent, step)
+        self._rows = rows.to(self._rows.device, self._rows.dtype, copy=True)
+
     def direction(self) -> Tensor:
-        """Return the aggregate of all rows, weighted by the counts.
+        """Return the aggregate of all rows with the weights that the policy gives them.
 
         Returns
         -------
@@ -80,21 +149,24 @@ class Table(Generic[S]):
             (d,) new, of the rows' dtype and device.
         """
         view = self.view()
-        if self._incremental is None:
+        if self._incremental is None or not _countable(view.weights):
             return self._aggregator(view.rows, view.weights_beside_rows())
         if self._derived is None:
             self._derived = self._incremental.start(view)
         return self._incremental.direction(self._derived, view).to(view.rows.dtype)
 
-    def _update(self, index: int, vector: Tensor, counts: list[int]) -> None:
+    def _weighed(self, counts: Sequence[int], sent: Sequence[int], step: int) -> Tensor:
+        if not counts:
+            return torch.empty(0, dtype=torch.int64)
+        ages = step - torch.tensor(sent, dtype=torch.int64)
+        return self._weigh(torch.tensor(counts, dtype=torch.int64), ages)
+
+    def _update(self, change: Change) -> None:
         """Tell an incremental rule what is about to change, once it has begun."""
-        if self._incremental is None or self._derived is None:
-            return
-        old = None if index == len(self) else self._rows[index : index + 1]
-        before, after = _weights(self._counts), _weights(counts)
-        change = Change((index,), old, vector.unsqueeze(0), before, after)
         # Forgotten first: an update that raises may leave it half written.
         derived, self._derived = self._derived, None
+        if self._incremental is None or derived is None or not _countable(change.new_weights):
+            return
         self._derived = self._incremental.update(derived, change, self.view())
 
     def _reserve(self, count: int) -> None:
@@ -105,5 +177,11 @@ class Table(Generic[S]):
             self._rows = grown
 
 
-def _weights(counts: list[int]) -> Tensor:
-    return torch.tensor(counts, dtype=torch.int64)
+def _with(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def _countable(weights: Tensor) -> bool:
+    """Whether weights are what `TableView` promises to rules that are kept up to date."""
+    whole = not weights.is_floating_point() and len(weights) > 0
+    return whole and int(weights.min()) > 0

@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
+from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, Mean
 from flwr_byzasync.aggregators.incremental import Change, TableView
 from flwr_byzasync.table import Table
+from flwr_byzasync.weights import (
+    Capped,
+    Counts,
+    StalenessDiscount,
+    Uniform,
+    WeightPolicy,
+    weighting,
+)
 
 CPU = torch.device("cpu")
 
@@ -134,3 +142,128 @@ def test_an_update_that_raises_changes_nothing() -> None:
         table.replace(0, torch.tensor([5.0]).double())
     assert table.view().weights.tolist() == [1]
     assert table.direction().tolist() == [1.0]
+
+
+POLICIES = [
+    Counts(),
+    Uniform(),
+    StalenessDiscount(0.5),
+    Capped(Counts(), 0.3),
+    Capped(StalenessDiscount(1.0), 0.25),
+]
+RULES = [CoordinateWiseMedian(), CTMA(CoordinateWiseMedian(), 0.3), RunningMean()]
+
+churn = st.lists(
+    st.one_of(
+        st.tuples(st.just("reply"), st.integers(0, 4), st.integers(-9, 9), st.integers(0, 5)),
+        st.tuples(st.just("drop"), st.integers(0, 4), st.just(0), st.just(0)),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@dataclass
+class Model:
+    """What a table must hold, kept the slow way."""
+
+    policy: WeightPolicy
+    nodes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    step: int = 0
+
+    def weights(self) -> Tensor:
+        counts = torch.tensor([count for _, count, _ in self.nodes.values()])
+        ages = self.step - torch.tensor([sent for _, _, sent in self.nodes.values()])
+        return self.policy(counts, ages)
+
+    def rows(self) -> Tensor:
+        return torch.tensor([[value, -value] for value, _, _ in self.nodes.values()]).double()
+
+
+def carry_out(table: Table[object], model: Model, event: tuple[str, int, int, int]) -> bool:
+    """Do to both what the event says; False if it cannot happen."""
+    kind, node, value, age = event
+    order = list(model.nodes)
+    if kind == "drop":
+        if node not in model.nodes:
+            return False
+        table.drop(order.index(node), model.step)
+        del model.nodes[node]
+        return bool(model.nodes)
+    count = model.counts[node] = model.counts.get(node, 0) + 1
+    sent = max(model.step - age, 0)
+    index = order.index(node) if node in model.nodes else len(order)
+    model.nodes[node] = (value, count, sent)
+    row = torch.tensor([value, -value]).double()
+    table.replace(index, row, count=count, sent=sent, step=model.step)
+    return True
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@given(events=churn)
+def test_a_direction_is_the_rule_s_own_call_under_every_policy_and_churn(
+    rule: Aggregator, policy: WeightPolicy, events: list[tuple[str, int, int, int]]
+) -> None:
+    table: Table[object] = Table(rule, 2, torch.float64, CPU, policy)
+    model = Model(policy)
+    for event in events:
+        if carry_out(table, model, event):
+            assert torch.equal(table.view().rows, model.rows())
+            assert torch.equal(table.view().weights, model.weights())
+            torch.testing.assert_close(table.direction(), rule(model.rows(), model.weights()))
+            model.step += 1
+
+
+def test_a_rule_is_kept_up_to_date_while_weights_are_whole_numbers_and_not_beyond() -> None:
+    rule = RunningMean()
+    table: Table[object] = Table(rule, 1, torch.float64, CPU, weighting("counts", 0.4))
+    one = torch.ones(1).double()
+    for index in range(3):
+        table.replace(index, one)
+        table.direction()
+    assert rule.scratch == []
+    table.replace(0, one)  # counts 2, 1, 1: node 0 holds one half
+    table.direction()
+    assert rule.scratch == [3] and table.view().weights.is_floating_point()
+    table.replace(1, one)
+    table.direction()
+    assert rule.scratch == [3] and table.view().weights.tolist() == [2, 2, 1]
+
+
+def test_without_a_row_the_table_is_as_before_the_first_reply() -> None:
+    table: Table[object] = Table(CoordinateWiseMedian(), 1, torch.float64, CPU)
+    table.replace(0, torch.ones(1).double())
+    table.direction()
+    table.drop(0)
+    assert len(table) == 0 and table.view().rows.shape == (0, 1) and table.counts == ()
+    table.replace(0, 2 * torch.ones(1).double(), count=7)
+    assert table.direction().tolist() == [2.0] and table.counts == (7,)
+
+
+@given(churn)
+def test_a_table_filled_from_another_goes_on_as_that_one(
+    events: list[tuple[str, int, int, int]],
+) -> None:
+    policy = Capped(StalenessDiscount(), 0.5)
+    table: Table[object] = Table(CoordinateWiseMedian(), 2, torch.float64, CPU, policy)
+    model = Model(policy)
+    for event in events:
+        model.step += carry_out(table, model, event)
+    other: Table[object] = Table(CoordinateWiseMedian(), 2, torch.float64, CPU, policy)
+    other.fill(table.view().rows, table.counts, table.sent, model.step)
+    last = torch.tensor([5.0, 5.0]).double()
+    for each in (table, other):
+        each.replace(len(each), last, count=1, sent=model.step, step=model.step)
+    assert torch.equal(table.view().rows, other.view().rows)
+    assert torch.equal(table.view().weights, other.view().weights)
+    assert torch.equal(table.direction(), other.direction())
+
+
+def test_a_table_may_be_filled_with_rows_that_are_then_overwritten() -> None:
+    table: Table[object] = Table(CoordinateWiseMedian(), 1, torch.float64, CPU)
+    rows = torch.ones(2, 1).double()
+    table.fill(rows, [1, 1], [0, 0], step=0)
+    table.replace(0, torch.zeros(1).double())
+    assert rows.tolist() == [[1.0], [1.0]] and table.counts == (2, 1)
