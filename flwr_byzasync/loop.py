@@ -6,9 +6,10 @@ from logging import getLogger
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from flwr_byzasync.errors import Reason
 from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_sent, on_unsent
 from flwr_byzasync.session import Session
-from flwr_byzasync.state import quorum
+from flwr_byzasync.state import Rejected, quorum
 from flwr_byzasync.transitions import Status
 
 logger = getLogger("flwr")
@@ -37,6 +38,8 @@ class ArrivalLoop:
         Waits some seconds.
     poll_interval : float
         Seconds between two looks at the network when nothing arrived.
+    between : callable
+        Called after each reply and before each wait, when the state is whole: to write it down.
     """
 
     def __init__(
@@ -47,20 +50,21 @@ class ArrivalLoop:
         timeout: float,
         sleep: Callable[[float], None],
         poll_interval: float,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.session = session
         self.connected: tuple[int, ...] = ()
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
+        self._between = between
         self._round = 1
-        self._late = 0
         self._network_fails = False
         self._deadline = self._clock() + timeout
 
     def wait_for_nodes(self, wanted: int) -> bool:
         """Wait until `wanted` nodes are connected; False, and an error in the log, if in vain."""
         said = -1
-        while len(self._look_who_is_there()) < wanted:
+        while len(self.look_who_is_there()) < wanted:
             if said != len(self.connected):
                 said = len(self.connected)
                 logger.info("Waiting for nodes: %d of %d are connected.", said, wanted)
@@ -76,11 +80,10 @@ class ArrivalLoop:
             self._sleep(min(1.0, 10 * self._poll_interval))
         return True
 
-    def play_round(self, server_round: int, size: int) -> bool:
-        """Take replies in until `size` are accepted for each round so far.
+    def play_round(self, server_round: int, target: int) -> bool:
+        """Take replies in until `target` are accepted in all.
 
-        The first round lasts until the first step, however many replies that takes, and the
-        others begin where it ended.
+        The first round lasts until the first step, however many replies that takes.
 
         Returns
         -------
@@ -89,11 +92,10 @@ class ArrivalLoop:
             step was made for that long, or every node is shut.
         """
         session, self._round = self.session, server_round
-        target = self._late + server_round * size
         self._deadline = self._clock() + self._timeout
         while session.state.accepted < target or session.state.iterates.step == 0:
             before = session.state.accepted
-            here = self._look_who_is_there()
+            here = self.look_who_is_there()
             session.state = on_clock(on_connected(session.state, here), self._clock())
             self._ask_due()
             arrived = self._take_in(target)
@@ -103,8 +105,8 @@ class ArrivalLoop:
                 self._log_stalled()
                 return False
             if not arrived:
+                self._between()
                 self._sleep(self._poll_interval)
-        self._late += session.state.accepted - target
         return True
 
     def _take_in(self, target: int) -> bool:
@@ -114,13 +116,17 @@ class ArrivalLoop:
             for reply in self._pull(message_id)[:1]:
                 session.receive(message_id, reply)
                 arrived = True
+                # A run that goes on from here looks at its clock first: so does this one.
+                session.state = on_clock(session.state, self._clock())
                 # The node that replied is sent its next query before anything else happens.
                 self._ask_due()
+                self._between()
             if session.state.accepted >= target and session.state.iterates.step > 0:
                 break
         return arrived
 
-    def _look_who_is_there(self) -> tuple[int, ...]:
+    def look_who_is_there(self) -> tuple[int, ...]:
+        """Return the connected nodes; the last known ones while the network fails."""
         try:
             self.connected = tuple(self._grid.get_node_ids())
         except Exception as error:
@@ -138,6 +144,9 @@ class ArrivalLoop:
                 self._log_network(error)
                 sent = []
             now = self._clock()
+            if sent and sent[0] in session.state.book:
+                # An id that is given again: the message that had it in another run is gone.
+                session.settle(sent[0], Rejected(Reason.LOST))
             if sent:
                 session.state = on_sent(session.state, node_id, str(sent[0]), query, now)
             else:

@@ -26,17 +26,20 @@ class Statistics:
         Server steps.
     mean_staleness : float
         Steps between sending a query and receiving its reply, averaged over accepted replies.
+    former : int
+        Accepted replies of nodes that a run no longer knew when it went on among other nodes.
     """
 
     replies: Mapping[int, int] = field(default_factory=dict)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     steps: int = 0
     mean_staleness: float = 0.0
+    former: int = 0
 
     @property
     def accepted(self) -> int:
         """Accepted replies of all nodes."""
-        return sum(self.replies.values())
+        return self.former + sum(self.replies.values())
 
     @property
     def rejected(self) -> int:
@@ -46,16 +49,19 @@ class Statistics:
     def share(self, node_ids: set[int]) -> float:
         """Return the share of all weight that some nodes hold, in [0, 1]."""
         held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
-        return held / self.accepted if self.accepted else 0.0
+        total = self.accepted - self.former
+        return held / total if total else 0.0
 
 
 def statistics(state: ServerState) -> Statistics:
     """Return the snapshot of a state."""
+    replies = {key: node.accepted for key, node in state.nodes.items()}
     return Statistics(
-        replies=MappingProxyType({key: node.accepted for key, node in state.nodes.items()}),
+        replies=MappingProxyType(replies),
         reasons=MappingProxyType(dict(state.reasons)),
         steps=state.iterates.step,
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
+        former=state.accepted - sum(replies.values()),
     )
 
 
@@ -76,33 +82,47 @@ def weighted_metrics(state: ServerState) -> dict[str, float]:
     return result
 
 
-class RoundLog:
-    """Makes the line of a round; keeps what the last line said, to tell only what is new."""
+@dataclass(frozen=True)
+class Mark:
+    """What had been reached when a round began.
 
-    def __init__(self, num_rounds: int, now: float) -> None:
-        self._num_rounds, self._last = num_rounds, now
-        self._accepted = self._staleness = 0
+    Parameters
+    ----------
+    at : float
+        Seconds of the clock.
+    accepted, staleness : int
+        Accepted replies, and the sum of their staleness.
+    """
 
-    def line(
-        self,
-        server_round: int,
-        state: ServerState,
-        metrics: Mapping[str, object] | None,
-        now: float,
-    ) -> str:
-        """Return round, replies and their rate, metrics, staleness, rejected and time left."""
-        fresh = state.accepted - self._accepted
-        rate = fresh / max(now - self._last, 1e-9)
-        staleness = (state.staleness - self._staleness) / max(fresh, 1)
-        rejected = sum(state.reasons.values())
-        # By the pace of this round alone: the first one waited for the clients to start.
-        left = timedelta(seconds=round((now - self._last) * (self._num_rounds - server_round)))
-        self._last, self._accepted, self._staleness = now, state.accepted, state.staleness
-        parts = [f"{state.accepted} replies ({rate:.1f}/s)"]
-        if metrics:
-            parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
-        parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
-        return f"[ROUND {server_round}/{self._num_rounds}] " + " | ".join(parts)
+    at: float
+    accepted: int = 0
+    staleness: int = 0
+
+
+def mark(state: ServerState, now: float) -> Mark:
+    """Return what has been reached."""
+    return Mark(now, state.accepted, state.staleness)
+
+
+def round_line(
+    server_round: int,
+    num_rounds: int,
+    since: Mark,
+    state: ServerState,
+    metrics: Mapping[str, object] | None,
+    now: float,
+) -> str:
+    """Return a round's replies and their rate, metrics, staleness, rejected and time left."""
+    fresh, seconds = state.accepted - since.accepted, now - since.at
+    staleness = (state.staleness - since.staleness) / max(fresh, 1)
+    rejected = sum(state.reasons.values())
+    # By the pace of this round alone: the first one waited for the clients to start.
+    left = timedelta(seconds=round(seconds * (num_rounds - server_round)))
+    parts = [f"{state.accepted} replies ({fresh / max(seconds, 1e-9):.1f}/s)"]
+    if metrics:
+        parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
+    parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
+    return f"[ROUND {server_round}/{num_rounds}] " + " | ".join(parts)
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,5 @@
 """AsyncRobust: the Flower strategy whose loop is driven by arrivals. No mathematics here."""
 
-import math
 from collections.abc import Callable, Iterable
 from logging import getLogger
 
@@ -11,18 +10,20 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_byzasync import records
 from flwr_byzasync.aggregators import Aggregator
+from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.errors import ConfigError, Reason, check_choice, check_integer, check_number
 from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
 from flwr_byzasync.loop import ArrivalLoop
 from flwr_byzasync.optimizers import Optimizer
-from flwr_byzasync.progress import RoundLog, Statistics, statistics, weighted_metrics
+from flwr_byzasync.progress import Statistics, statistics, weighted_metrics
 from flwr_byzasync.session import Session, Wire
 from flwr_byzasync.simulation import clock_of
+from flwr_byzasync.snapshot import identity_of
 from flwr_byzasync.state import Policy, Rejected, begin
+from flwr_byzasync.training import EvaluateFn, Training
 
 logger = getLogger("flwr")
 
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 PAYLOADS = ("momentum",)
 """What a reply can be: the vector of our own client, momentum or μ² applied on the node."""
 
@@ -68,6 +69,13 @@ class AsyncRobust(Strategy):
         more often than they do lets the first of them answer more often than the last.
     device : str or torch.device, default "cpu"
         Where rows are kept and aggregated.
+    checkpoints : Checkpoints, optional
+        Where and how often `start` writes the run down, and how many copies are kept. It does so
+        as well when the run ends, and on SIGINT and SIGTERM where they can be caught.
+    resume : bool, default False
+        Whether `start` goes on with the run in that folder, from its newest whole checkpoint;
+        without one it begins at the start. Model, rule and optimizer must be the same. False
+        refuses a folder that holds a run.
     arrayrecord_key, configrecord_key : str
         Names of the records in messages, as in Flower's own strategies.
     clock, sleep : callable, optional
@@ -110,6 +118,8 @@ class AsyncRobust(Strategy):
         reply_timeout: float = 600.0,
         poll_interval: float = 0.1,
         device: str | torch.device = "cpu",
+        checkpoints: Checkpoints | None = None,
+        resume: bool = False,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
         clock: Callable[[], float] | None = None,
@@ -147,6 +157,7 @@ class AsyncRobust(Strategy):
             _check_key("arrayrecord_key", arrayrecord_key),
             _check_key("configrecord_key", configrecord_key, taken=arrayrecord_key),
         )
+        self.checkpoints, self.resume = _check_resume(checkpoints, resume)
         self._clock, self._sleep = clock, sleep
         self._session: Session | None = None
         self._handed_out: list[tuple[int, int, Message]] = []
@@ -166,6 +177,7 @@ class AsyncRobust(Strategy):
         logger.info("\t│\t├── First step after replies of: %s", quorum)
         logger.info("\t│\t├── Message time limit: %g s", policy.reply_timeout)
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
+        logger.info("\t├──> Checkpoints: %s", self.checkpoints)
         logger.info("\t└──> Messages:")
         logger.info("\t\t├── Payload: '%s'", self._wire.payload)
         logger.info("\t\t├── ArrayRecord key: '%s'", self._wire.arrayrecord_key)
@@ -210,7 +222,8 @@ class AsyncRobust(Strategy):
         evaluate_config : ConfigRecord, optional
             Not used: evaluation is central, by `evaluate_fn`.
         evaluate_fn : callable, optional
-            ``(round, arrays) -> MetricRecord or None``, called at round 0 and after each round.
+            ``(round, arrays) -> MetricRecord or None``, called at round 0 and after each round;
+            in a run that goes on, not again for rounds that are finished.
 
         Returns
         -------
@@ -220,7 +233,8 @@ class AsyncRobust(Strategy):
         Raises
         ------
         ConfigError
-            If an argument is out of range; before any message is sent.
+            If an argument is out of range, or the run in the folder of checkpoints cannot be
+            gone on with; before any message is sent.
         """
         check_integer("num_rounds", num_rounds, low=1, fix="pass for example num_rounds=20")
         check_number("timeout", timeout, low=0, closed="neither", fix="pass a time in seconds")
@@ -237,23 +251,14 @@ class AsyncRobust(Strategy):
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
         result = Result(arrays=initial_arrays)
-        _evaluate(0, result, evaluate_fn)
+        identity = identity_of(session.state, self.aggregator, self._wire.payload)
+        training = Training(session, result, num_rounds, evaluate_fn, self.checkpoints, identity)
+        training.recover(self.resume)
         sleep = self._sleep or clock_of(grid)[1]
-        loop = ArrivalLoop(session, grid, config, timeout, sleep, self.poll_interval)
-        if not loop.wait_for_nodes(self.min_available_nodes):
-            return result
-        size = self.updates_per_round or len(loop.connected)
-        log = RoundLog(num_rounds, session.clock())
-        for server_round in range(1, num_rounds + 1):
-            complete = loop.play_round(server_round, size)
-            result.arrays = session.arrays()
-            if not complete:
-                break
-            metrics = weighted_metrics(session.state)
-            if metrics:
-                result.train_metrics_clientapp[server_round] = MetricRecord(dict(metrics))
-            central = _evaluate(server_round, result, evaluate_fn)
-            logger.info("%s", log.line(server_round, session.state, central, session.clock()))
+        loop = ArrivalLoop(
+            session, grid, config, timeout, sleep, self.poll_interval, training.between
+        )
+        training.play(loop, self.min_available_nodes, self.updates_per_round)
         return result
 
     def configure_train(
@@ -268,8 +273,12 @@ class AsyncRobust(Strategy):
         ------
         ConfigError
             If the model is not the one that `aggregate_train` returned: whoever changed it in
-            between, a wrapper that adds noise for example, would change nothing.
+            between, a wrapper that adds noise for example, would change nothing. Or if there
+            are `checkpoints`: only `start` writes them.
         """
+        if self.checkpoints is not None:
+            legal = "None under Flower's synchronous loop, which is not written down"
+            raise ConfigError("checkpoints", self.checkpoints, legal, "call start, or leave it out")
         session = self._session
         if session is None or server_round == 1:
             session = self._begin(arrays, grid)
@@ -337,15 +346,6 @@ class AsyncRobust(Strategy):
         return self._session
 
 
-def _evaluate(
-    server_round: int, result: Result, evaluate_fn: EvaluateFn | None
-) -> MetricRecord | None:
-    metrics = None if evaluate_fn is None else evaluate_fn(server_round, result.arrays)
-    if metrics is not None:
-        result.evaluate_metrics_serverapp[server_round] = metrics
-    return metrics
-
-
 def _usable_device(device: str | torch.device) -> torch.device:
     # Rules compute in float64, which other accelerators lack.
     legal = "'cpu' or a CUDA device of this machine"
@@ -359,6 +359,18 @@ def _usable_device(device: str | torch.device) -> torch.device:
     if usable.type != "cpu" and not on_card:
         raise ConfigError("device", str(device), legal, fix)
     return usable
+
+
+def _check_resume(checkpoints: object, resume: object) -> tuple[Checkpoints | None, bool]:
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        fix = "pass for example Checkpoints('/data/run1')"
+        raise ConfigError("checkpoints", checkpoints, "a Checkpoints or None", fix)
+    if not isinstance(resume, bool):
+        raise ConfigError("resume", resume, "True or False", "pass True to go on with a run")
+    if resume and checkpoints is None:
+        fix = "pass for example checkpoints=Checkpoints('/data/run1')"
+        raise ConfigError("resume", resume, "False without checkpoints", fix)
+    return checkpoints, resume
 
 
 def _check_key(name: str, key: object, taken: str = "") -> str:

@@ -1,0 +1,156 @@
+"""Values <-> JSON and named tensors, by their declared types.
+
+A dataclass is taken field by field as it is declared, so that a field added to it is saved too,
+and a type that nobody thought of is refused in the first test that meets it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+
+class MisfitError(ValueError):
+    """A value is not of the type that is declared for it."""
+
+
+def pack(value: Any, hint: Any, tensors: dict[str, Tensor]) -> Any:
+    """Turn a value into what JSON can hold; its tensors are put into `tensors`.
+
+    Parameters
+    ----------
+    value : object
+        Of the type `hint`: bool, int, float, str, None, Tensor, an Enum, a dataclass of such, or
+        a union, tuple, list, frozenset or Mapping of such.
+    hint : type
+        As declared.
+    tensors : dict
+        Filled: one entry for each tensor, and one for a tensor that is met again.
+
+    Raises
+    ------
+    MisfitError
+        If `value` is not of that type.
+    TypeError
+        If the type has no codec.
+
+    Examples
+    --------
+    >>> pack({3: (0.5, 1.0)}, Mapping[int, tuple[float, ...]], {})
+    [[3, [0.5, 1.0]]]
+    >>> unpack([[3, [0.5, 1.0]]], Mapping[int, tuple[float, ...]], {})
+    {3: (0.5, 1.0)}
+    """
+    if hint is Tensor:
+        return _store(_checked(value, Tensor), tensors)
+    if _is(hint, Enum):
+        return _checked(value, hint).name
+    if is_dataclass(hint):
+        return {
+            name: pack(getattr(_checked(value, hint), name), declared, tensors)
+            for name, declared in types_of(hint).items()
+        }
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Mapping:
+        pairs = _checked(value, Mapping).items()
+        return [[pack(k, args[0], tensors), pack(v, args[1], tensors)] for k, v in pairs]
+    if origin is frozenset:
+        # In an order of its own: that of a set may differ from process to process.
+        return [pack(item, args[0], tensors) for item in sorted(_checked(value, frozenset))]
+    if origin in (tuple, list):
+        return [pack(item, args[0], tensors) for item in _checked(value, origin)]
+    return _plain(value, hint, lambda arm: pack(value, arm, tensors))
+
+
+def unpack(plain: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Turn back what `pack` made.
+
+    Parameters
+    ----------
+    plain : object
+        As JSON gives it.
+    hint : type
+        As declared.
+    tensors : mapping
+        By name.
+
+    Raises
+    ------
+    MisfitError
+        If it is not what `pack` makes of that type: a field is missing, or one too many.
+    TypeError
+        If the type has no codec.
+    """
+    if hint is Tensor:
+        if _checked(plain, str) not in tensors:
+            raise MisfitError(f"the tensor {plain!r} is missing")
+        return tensors[plain]
+    if _is(hint, Enum):
+        if _checked(plain, str) not in hint.__members__:
+            raise MisfitError(f"{hint.__name__} has no {plain!r}")
+        return hint[plain]
+    if is_dataclass(hint):
+        declared, given = types_of(hint), _checked(plain, dict)
+        if declared.keys() != given.keys():
+            odd = ", ".join(sorted(declared.keys() ^ given.keys()))
+            raise MisfitError(f"the fields of {getattr(hint, '__name__', hint)} differ by {odd}")
+        return hint(**{k: unpack(given[k], declared[k], tensors) for k in declared})  # type: ignore[operator]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Mapping:
+        pairs = [_pair(pair) for pair in _checked(plain, list)]
+        return {unpack(k, args[0], tensors): unpack(v, args[1], tensors) for k, v in pairs}
+    if origin in (tuple, list, frozenset):
+        return origin(unpack(item, args[0], tensors) for item in _checked(plain, list))
+    return _plain(plain, hint, lambda arm: unpack(plain, arm, tensors))
+
+
+def types_of(cls: Any) -> dict[str, Any]:
+    """Return the declared type of every field of a dataclass."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _plain(value: Any, hint: Any, through: Callable[[Any], Any]) -> Any:
+    """Return a number, a text or None as it is; of a union, what the first arm that fits gives."""
+    if get_origin(hint) in (Union, UnionType):
+        for arm in get_args(hint):
+            try:
+                return through(arm)
+            except MisfitError:
+                continue
+        raise MisfitError(f"{value!r} is no {hint}")
+    if hint is float and type(value) is int:  # a metric that somebody counted
+        return value
+    if hint in (bool, int, float, str, NoneType):
+        if hint is not bool and isinstance(value, bool):
+            raise MisfitError(f"{value!r} is no {hint.__name__}")
+        return _checked(value, hint)
+    raise TypeError(f"flwr_byzasync.codec has no codec for {hint}: add one there")
+
+
+def _store(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
+    for name, known in tensors.items():
+        if known is tensor:
+            return name
+    name = f"t{len(tensors)}"
+    tensors[name] = tensor
+    return name
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise MisfitError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _pair(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise MisfitError(f"{value!r} is no pair")
+    return value
+
+
+def _is(hint: Any, kind: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, kind)

@@ -1,0 +1,229 @@
+"""The rounds of one run: begun or gone on with, evaluated, logged and written down."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from logging import getLogger
+from typing import Any
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import Result
+
+from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.codec import MisfitError
+from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.loop import ArrivalLoop
+from flwr_byzasync.progress import mark, round_line, weighted_metrics
+from flwr_byzasync.session import Session
+from flwr_byzasync.signals import Signals
+from flwr_byzasync.snapshot import Position, check_identity, dump, load, without_absent
+
+logger = getLogger("flwr")
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class Training:
+    """Plays the rounds of one run.
+
+    Parameters
+    ----------
+    session : Session
+        At the initial model.
+    result : Result
+        Filled round by round.
+    num_rounds : int
+        Rounds of the whole run.
+    evaluate_fn : callable or None
+        ``(round, arrays) -> MetricRecord or None``.
+    checkpoints : Checkpoints or None
+        Where the run is written down.
+    identity : mapping of str to str
+        What must be the same when the run goes on.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        result: Result,
+        num_rounds: int,
+        evaluate_fn: EvaluateFn | None,
+        checkpoints: Checkpoints | None,
+        identity: Mapping[str, str],
+    ) -> None:
+        self._session, self._result, self._num_rounds = session, result, num_rounds
+        self._evaluate_fn, self._checkpoints = evaluate_fn, checkpoints
+        self._identity = identity
+        now = session.clock()
+        self._position = Position(now, 0.0, 1, 0, mark(session.state, now))
+        self._began = self._written = now
+        self._signals = Signals()
+        self._loop: ArrivalLoop | None = None
+
+    def recover(self, resume: bool) -> None:
+        """Prepare the folder of checkpoints, and go on from the newest whole one if asked to.
+
+        Raises
+        ------
+        ConfigError
+            If the folder cannot be used, the run in it is of another model, rule or optimizer,
+            none of its checkpoints is whole, or there are some and `resume` is False.
+        """
+        if self._checkpoints is None:
+            return
+        self._checkpoints.prepare()
+        found = self._checkpoints.paths()
+        if found and not resume:
+            legal = f"True where the folder holds a run: {found[0]} is there"
+            fix = "pass resume=True to go on with it, or another folder to begin anew"
+            raise ConfigError("resume", resume, legal, fix)
+        for path, document, tensors in self._checkpoints.read():
+            check_identity(document.get("identity", {}), self._identity, path.name)
+            try:
+                self._take_over(document, tensors)
+            except MisfitError as error:
+                logger.warning("Checkpoint %s is not used: %s.", path.name, error)
+                continue
+            position = self._position
+            logger.info(
+                "Going on from %s: round %d, %d replies, after %.0f seconds.",
+                path.name,
+                position.server_round,
+                self._session.state.accepted,
+                position.elapsed,
+            )
+            return
+        if found:
+            legal = "a folder with a whole checkpoint: the log says what is wrong with each"
+            fix = "bring one back from a copy, or begin a new run in another folder"
+            raise ConfigError("folder", str(self._checkpoints.folder), legal, fix)
+        self._state_can_be_written()
+
+    def play(self, loop: ArrivalLoop, wanted: int, size: int | None) -> None:
+        """Play what is left of the run, with `size` accepted replies in a round.
+
+        Parameters
+        ----------
+        loop : ArrivalLoop
+            Over the session; it calls `between`.
+        wanted : int
+            Nodes to wait for before anything is sent.
+        size : int or None
+            None: as many as nodes are connected at the start.
+        """
+        self._loop, fresh = loop, self._position.size == 0
+        if fresh:
+            self._evaluate(0)
+        if self._position.server_round > self._num_rounds or not self._gather(wanted):
+            return
+        now = self._session.clock()
+        size = size or self._position.size or len(loop.connected)
+        self._note(size=size, **({"mark": mark(self._session.state, now)} if fresh else {}))
+        self._written = now
+        with self._signals:
+            while self._position.server_round <= self._num_rounds and self._play_round(loop):
+                pass
+
+    def between(self) -> None:
+        """Write the run down if it is time to, or a signal is waiting, which then goes on."""
+        every = None if self._checkpoints is None else self._checkpoints.every_seconds
+        late = every is not None and self._session.clock() - self._written >= every
+        if late or self._signals.pending:
+            self._write()
+        self._signals.hand_on()
+
+    def _play_round(self, loop: ArrivalLoop) -> bool:
+        session, position = self._session, self._position
+        done = position.server_round
+        complete = loop.play_round(done, position.mark.accepted + position.size)
+        self._result.arrays = session.arrays()
+        if complete:
+            metrics = weighted_metrics(session.state)
+            if metrics:
+                self._result.train_metrics_clientapp[done] = MetricRecord(dict(metrics))
+            central = self._evaluate(done)
+            now = session.clock()
+            line = round_line(done, self._num_rounds, position.mark, session.state, central, now)
+            logger.info("%s", line)
+            self._note(server_round=done + 1, mark=mark(session.state, now))
+        every = None if self._checkpoints is None else self._checkpoints.every_rounds
+        if not complete or done == self._num_rounds or (every and done % every == 0):
+            self._write()
+        self.between()
+        return complete
+
+    def _gather(self, wanted: int) -> bool:
+        """Wait for nodes; where a run goes on among others, forget those that are not there.
+
+        If all that were connected are there again, it is the world that the run knew, and what
+        it knows of nodes that were away stays true as well.
+        """
+        loop, before = self._loop, set(self._position.connected)
+        assert loop is not None
+        if before and before <= set(loop.look_who_is_there()):
+            return True
+        if not loop.wait_for_nodes(wanted):
+            return False
+        session, here = self._session, loop.connected
+        if session.state.nodes and not (before and before <= set(here)):
+            gone = len(session.state.nodes.keys() - set(here))
+            session.state = without_absent(session.state, here)
+            logger.info("%d nodes are not there any more: their rows are dropped.", gone)
+        return True
+
+    def _evaluate(self, server_round: int) -> MetricRecord | None:
+        if self._evaluate_fn is None:
+            return None
+        metrics = self._evaluate_fn(server_round, self._result.arrays)
+        if metrics is not None:
+            self._result.evaluate_metrics_serverapp[server_round] = metrics
+        return metrics
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def _take_over(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        session, now = self._session, self._session.clock()
+        session.state, self._position = load(document, tensors, session.state, now)
+        self._began = now - self._position.elapsed
+        result = self._result
+        result.arrays = session.arrays()
+        for told, restored in (
+            (self._position.train_metrics, result.train_metrics_clientapp),
+            (self._position.evaluate_metrics, result.evaluate_metrics_serverapp),
+        ):
+            restored |= {key: MetricRecord(dict(metrics)) for key, metrics in told.items()}
+
+    def _document(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        now, result = self._session.clock(), self._result
+        self._note(
+            now=now,
+            elapsed=now - self._began,
+            connected=() if self._loop is None else self._loop.connected,
+            train_metrics={k: dict(v) for k, v in result.train_metrics_clientapp.items()},
+            evaluate_metrics={k: dict(v) for k, v in result.evaluate_metrics_serverapp.items()},
+        )
+        return dump(self._session.state, self._position, self._identity)
+
+    def _write(self) -> None:
+        if self._checkpoints is None:
+            return
+        self._written = self._session.clock()
+        try:
+            path = self._checkpoints.write(*self._document())
+        except OSError as error:
+            # A full disk costs checkpoints, not the run.
+            logger.error(
+                "No checkpoint could be written to %s: %s.", self._checkpoints.folder, error
+            )
+        else:
+            logger.debug("Checkpoint %s is written.", path.name)
+
+    def _state_can_be_written(self) -> None:
+        try:
+            self._document()
+        except TypeError as error:
+            legal = f"one whose state is tensors and numbers in dataclasses ({error})"
+            fix = "leave out checkpoints, or change it"
+            raise ConfigError("optimizer", self._identity["optimizer"], legal, fix) from error
+
+    def _note(self, **changes: Any) -> None:
+        self._position = replace(self._position, **changes)
