@@ -9,18 +9,20 @@ from dataclasses import replace
 from statistics import median
 
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
-from flwr_byzasync.state import Node, Policy, Rejected, Sent, ServerState, Update, quorum
-from flwr_byzasync.transitions import Effect, Event, Status, move
+from flwr_byzasync.pace import LEAST_PATIENCE, PATIENCE, failed, time_limit
+from flwr_byzasync.state import (
+    Node,
+    Rejected,
+    Sent,
+    ServerState,
+    Update,
+    answers,
+    may_step,
+    paused,
+)
+from flwr_byzasync.transitions import TRANSITIONS, Effect, Event, Status, move
 
-FIRST_WAIT = 1.0
-"""Seconds before a node of unknown pace is asked again after a fault."""
 REPLY_TIMES_KEPT = 15
-MOST_DOUBLINGS = 6
-"""A wait grows to 64 times its first length at most, or a node could be lost for days."""
-PATIENCE = 10.0
-"""A founder is not waited for once it takes this many times as long as those that replied,"""
-LEAST_PATIENCE = 60.0
-"""and at least these seconds."""
 
 
 def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
@@ -36,18 +38,37 @@ def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
         founders = state.founders or frozenset(here)
         awaited = state.awaited if state.founders else founders
         state = replace(state, nodes=nodes, founders=founders, awaited=awaited)
-    for node_id in nodes.keys() - here:
-        state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
+    for node_id, node in nodes.items():
+        if node_id not in here and (node.status, Event.GONE) in TRANSITIONS:
+            state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
     return state
 
 
-def due_nodes(state: ServerState, connected: Iterable[int], now: float) -> list[int]:
-    """Return the nodes to be asked now, in the order in which they joined."""
-    here, waiting = set(connected), (Status.IDLE, Status.LOST)
+def due_nodes(
+    state: ServerState, connected: Iterable[int], now: float, at_once: bool = False
+) -> list[int]:
+    """Return the nodes to be asked now, in the order in which they joined.
+
+    Parameters
+    ----------
+    state : ServerState
+        While it is `paused`, nodes that answer are left alone.
+    connected : iterable of int
+        Who is there.
+    now : float
+        Seconds of the clock.
+    at_once : bool, default False
+        Whether idle and lost nodes need not wait until they are due, as where rounds set the
+        pace. A node that is shut always does.
+    """
+    here, waits = set(connected), paused(state)
     return [
         node_id
         for node_id, node in state.nodes.items()
-        if node_id in here and node.status in waiting and node.due <= now
+        if node_id in here
+        and node.status is not Status.ASKED
+        and (node.due <= now or (at_once and node.status is not Status.SHUT))
+        and not (waits and answers(node, state.policy))
     ]
 
 
@@ -56,7 +77,8 @@ def on_sent(
 ) -> ServerState:
     """Enter a message in the book; an older one of the same node is struck out."""
     book = {key: line for key, line in state.book.items() if line.node_id != node_id}
-    book[message_id] = Sent(node_id, query, state.iterates.step, now)
+    expires = now + time_limit(state.nodes[node_id], state.policy)
+    book[message_id] = Sent(node_id, query, state.iterates.step, now, expires)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
 
@@ -95,30 +117,23 @@ def on_reply(
     state = replace(state, book=book)
     if isinstance(reply, Update):
         return _accept(state, sent, reply, now)
-    node = state.nodes[sent.node_id]
-    if node.status is Status.ASKED and reply.reason in NOT_ITS_DOING:
-        node = replace(node, silences=node.silences + 1)
-    elif node.status is Status.ASKED:
-        node = replace(node, faults=node.faults + 1)
-    state = replace(state, nodes={**state.nodes, sent.node_id: node})
-    last = node.faults >= state.policy.shut_after
+    faults = state.nodes[sent.node_id].faults + 1
+    last = reply.reason not in NOT_ITS_DOING and faults >= state.policy.shut_after
     event = Event.LAST_FAULT if last else Event.FAULT
     return _advance(state, sent.node_id, event, reply.reason, now)
 
 
 def on_clock(state: ServerState, now: float) -> ServerState:
-    """Lose the nodes whose message is older than the time limit; a late reply still counts.
+    """Lose the nodes whose message is older than its time limit; a late reply still counts.
 
     Before the first step, founders that are far slower than the rest are no longer waited for.
     """
     if state.iterates.step == 0 and state.policy.min_nodes is None:
         state = replace(state, awaited=state.awaited - _too_slow(state, now))
     for message_id, sent in state.book.items():
-        if not sent.overdue and now - sent.sent_at > state.policy.reply_timeout:
+        if not sent.overdue and now > sent.expires:
             state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})
             state = _advance(state, sent.node_id, Event.SILENT, Reason.EXPIRED, now)
-            silences = state.nodes[sent.node_id].silences + 1
-            state = _with_node(state, sent.node_id, silences=silences)
     return state
 
 
@@ -127,11 +142,11 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
     status, effects = move(node.status, Event.UPDATE)
     if Effect.ACCEPT not in effects:
         return state
-    tables = state.tables
+    tables, count, step = state.tables, node.accepted + 1, state.iterates.step
     row = len(tables.parameters) if node.row is None else node.row
-    tables.parameters.replace(row, update.vector)
-    tables.buffers.replace(row, update.buffers)
-    tables.counters.replace(row, update.counters)
+    tables.parameters.replace(row, update.vector, count, sent.step, step)
+    tables.buffers.replace(row, update.buffers, count, sent.step, step)
+    tables.counters.replace(row, update.counters, count, sent.step, step)
     times = (*node.reply_times, now - sent.sent_at)[-REPLY_TIMES_KEPT:]
     nodes = dict(state.nodes)
     nodes[sent.node_id] = replace(
@@ -139,15 +154,16 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         row=row,
         status=status,
         due=now,
-        accepted=node.accepted + 1,
+        accepted=count,
         faults=0,
         silences=0,
+        shuts=0,
         reply_times=times,
         metrics=update.metrics,
     )
-    staleness = state.staleness + state.iterates.step - sent.step
+    staleness = state.staleness + step - sent.step
     state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
-    return _step(state) if len(tables.parameters) >= quorum(state) else state
+    return _step(state) if may_step(state) else state
 
 
 def _step(state: ServerState) -> ServerState:
@@ -167,10 +183,24 @@ def _advance(
     node = state.nodes[node_id]
     status, effects = move(node.status, event)
     if Effect.BACK_OFF in effects:
-        state = _with_node(state, node_id, due=now + _wait(node, event, state.policy))
+        node = failed(node, event, reason, state.policy, now)
+    state = replace(state, nodes={**state.nodes, node_id: replace(node, status=status)})
     if Effect.COUNT in effects and reason is not None:
         state = _count(state, reason)
-    return _with_node(state, node_id, status=status)
+    drops = Effect.RETIRE in effects and state.policy.lost_rows == "drop"
+    return _drop_row(state, node.row) if drops and node.row is not None else state
+
+
+def _drop_row(state: ServerState, row: int) -> ServerState:
+    """Forget a row; the rows after it move up."""
+    tables = state.tables
+    for table in (tables.parameters, tables.buffers, tables.counters):
+        table.drop(row, state.iterates.step)
+    nodes = dict(state.nodes)
+    for node_id, node in state.nodes.items():
+        if node.row is not None and node.row >= row:
+            nodes[node_id] = replace(node, row=None if node.row == row else node.row - 1)
+    return replace(state, nodes=nodes)
 
 
 def _too_slow(state: ServerState, now: float) -> frozenset[int]:
@@ -181,24 +211,6 @@ def _too_slow(state: ServerState, now: float) -> frozenset[int]:
     limit = max(LEAST_PATIENCE, PATIENCE * median(first))
     late = {line.node_id for line in state.book.values() if now - line.sent_at > limit}
     return frozenset(node_id for node_id in late if state.nodes[node_id].row is None)
-
-
-def _wait(node: Node, event: Event, policy: Policy) -> float:
-    """Seconds before a node is asked again, doubled with each fault or silence in a row.
-
-    After a silence the node is given the whole time limit again, and then twice as much: asking
-    anew strikes the old message out, so a node slower than the limit would never be heard.
-    """
-    if event is Event.SILENT:
-        return policy.reply_timeout * 2.0 ** min(node.silences, MOST_DOUBLINGS)
-    pace = median(node.reply_times) if node.reply_times else FIRST_WAIT
-    doublings = max(node.faults + node.silences - 1, 0)
-    return float(pace * 2.0 ** min(doublings, MOST_DOUBLINGS))
-
-
-def _with_node(state: ServerState, node_id: int, **changes: object) -> ServerState:
-    changed = replace(state.nodes[node_id], **changes)  # type: ignore[arg-type]
-    return replace(state, nodes={**state.nodes, node_id: changed})
 
 
 def _count(state: ServerState, reason: Reason) -> ServerState:

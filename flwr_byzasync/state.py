@@ -3,6 +3,7 @@
 The one exception is the table of latest vectors, which an accepted reply overwrites row by row.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from flwr_byzasync.layout import Layout, ModelLayout
 from flwr_byzasync.optimizers import Iterates, Optimizer
 from flwr_byzasync.table import Table
 from flwr_byzasync.transitions import Status
+from flwr_byzasync.weights import WeightPolicy
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,23 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Sent:
-    """One line of the book: a message that was sent and may still be answered."""
+    """One line of the book: a message that was sent and may still be answered.
+
+    Parameters
+    ----------
+    node_id, query, step : int
+        Who was asked, the query's id, and the server steps before it.
+    sent_at, expires : float
+        Seconds of the clock: since when, and after which it counts as unanswered.
+    overdue : bool
+        Whether it does.
+    """
 
     node_id: int
     query: int
     step: int
     sent_at: float
+    expires: float = math.inf
     overdue: bool = False
 
 
@@ -64,11 +77,12 @@ class Node:
     Parameters
     ----------
     row : int or None
-        Set once, by the first accepted reply: its row in the table.
+        Its row in the table, from its first accepted reply on unless it is dropped.
     status, due : Status, float
         Every event: see `Status`; seconds of the clock before which it is not asked.
-    accepted, faults, silences : int
-        Every reply: accepted ones in all (the weight s_i); faults and silences in a row.
+    accepted, faults, silences, shuts : int
+        Every reply: accepted ones in all (the count s_i); faults, silences and times that it
+        was shut since the last accepted one.
     reply_times : tuple of float
         Every accepted reply: seconds that the last ones took.
     metrics : mapping of str to float
@@ -81,13 +95,14 @@ class Node:
     accepted: int = 0
     faults: int = 0
     silences: int = 0
+    shuts: int = 0
     reply_times: tuple[float, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Numbers that decide when a step is made and when a node is given up.
+    """What decides when a step is made and when a node is given up.
 
     Parameters
     ----------
@@ -96,14 +111,21 @@ class Policy:
         connected at the start and are still there, leaving out any that take ten times as long
         as the others, and never less than more than half of them.
     shut_after : int
-        Faults in a row after which a node is not asked again.
+        Faults in a row after which a node is left alone for a long time.
     reply_timeout : float
-        Seconds after which a message counts as unanswered.
+        Seconds after which a message counts as unanswered at the latest.
+    below_min_nodes : {"continue", "wait"}
+        What happens after the first step while fewer nodes answer: see `paused`.
+    lost_rows : {"keep", "drop"}
+        What becomes of the row of a node that is lost: its weight is frozen, or it is forgotten
+        until the node replies again.
     """
 
     min_nodes: int | None = None
     shut_after: int = 5
     reply_timeout: float = 600.0
+    below_min_nodes: str = "continue"
+    lost_rows: str = "keep"
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,7 @@ def begin(
     optimizer: Optimizer,
     policy: Policy,
     device: torch.device,
+    weigh: WeightPolicy | None = None,
 ) -> ServerState:
     """Return the state before the first event.
 
@@ -172,6 +195,8 @@ def begin(
         The rule for the parameters, the server's step, and when to make it.
     device : torch.device
         Where rows are kept and aggregated.
+    weigh : WeightPolicy, optional
+        What each row weighs. None: the node's accepted replies.
 
     Raises
     ------
@@ -188,7 +213,7 @@ def begin(
     tables = {}
     for name, rule in rules.items():
         group: Layout = getattr(layout, name)
-        tables[name] = Table[object](rule, group.size, group.dtype, device)
+        tables[name] = Table[object](rule, group.size, group.dtype, device, weigh)
     return ServerState(
         layout=layout,
         optimizer=optimizer,
@@ -216,6 +241,33 @@ def quorum(state: ServerState) -> int:
         if node.row is not None or not (node.status in away or node.faults or node.silences)
     ]
     return max(len(hoped_for), len(state.founders) // 2 + 1)
+
+
+def may_step(state: ServerState) -> bool:
+    """Whether an accepted reply makes a step: `quorum` for the first one, then unless `paused`."""
+    if state.iterates.step == 0:
+        return len(state.tables.parameters) >= quorum(state)
+    return not paused(state)
+
+
+def paused(state: ServerState) -> bool:
+    """Whether too few nodes answer, and the policy is to wait for more.
+
+    Too few are fewer than `min_nodes` or, without it, no more than half of the founders. During
+    a pause replies are taken in without a step, and a node that answers is not asked again:
+    nobody gains weight, and a round lasts until the pause is over.
+    """
+    policy = state.policy
+    if policy.below_min_nodes == "continue" or state.iterates.step == 0:
+        return False
+    enough = policy.min_nodes or len(state.founders) // 2 + 1
+    return sum(answers(node, policy) for node in state.nodes.values()) < enough
+
+
+def answers(node: Node, policy: Policy) -> bool:
+    """Whether a node has a row, is there, and has replied to what it was asked last."""
+    there = node.row is not None and node.status in (Status.IDLE, Status.ASKED)
+    return there and node.silences == 0 and node.faults < policy.shut_after
 
 
 def _lower_median(rows: Tensor, weights: Tensor) -> Tensor:

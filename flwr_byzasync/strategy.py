@@ -289,7 +289,7 @@ class AsyncRobust(Strategy):
         connected = tuple(grid.get_node_ids())
         session.state = on_connected(session.state, connected)
         self._handed_out = []
-        for node_id in due_nodes(session.state, connected, now=math.inf):
+        for node_id in due_nodes(session.state, connected, session.clock(), at_once=True):
             query = session.state.queries + len(self._handed_out)
             message = session.query(node_id, query, server_round, dict(config))
             self._handed_out.append((node_id, query, message))

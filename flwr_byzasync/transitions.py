@@ -15,7 +15,7 @@ class Status(Enum):
     IDLE = "nothing is in flight; it is asked as soon as it is due"
     ASKED = "it has a query and owes a reply"
     LOST = "it did not reply in time or left; a late reply still counts"
-    SHUT = "too many faults in a row; it is not asked again"
+    SHUT = "too many faults in a row; it is asked once more after a long wait"
 
 
 class Event(Enum):
@@ -25,7 +25,7 @@ class Event(Enum):
     UNSENT = "its query could not be handed to the network"
     UPDATE = "a valid reply to its message arrived"
     FAULT = "a reply that cannot be used, or an error instead of one, arrived"
-    LAST_FAULT = "a fault that makes `shut_after` in a row"
+    LAST_FAULT = "a fault that makes `shut_after` in a row, or one more after it was shut"
     SILENT = "the time limit of its message passed"
     GONE = "it is no longer connected"
 
@@ -36,6 +36,7 @@ class Effect(Enum):
     ACCEPT = "replace its row, count the reply, aggregate and step"
     COUNT = "count the reason"
     BACK_OFF = "wait longer before it is asked again"
+    RETIRE = "freeze its row with the weight it has, or drop it, by `lost_rows`"
 
 
 Move = tuple[Status, tuple[Effect, ...]]
@@ -44,17 +45,24 @@ TRANSITIONS: Mapping[tuple[Status, Event], Move] = MappingProxyType(
     {
         (Status.IDLE, Event.READY): (Status.ASKED, ()),
         (Status.IDLE, Event.UNSENT): (Status.IDLE, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.IDLE, Event.GONE): (Status.LOST, ()),
+        (Status.IDLE, Event.GONE): (Status.LOST, (Effect.RETIRE,)),
         (Status.ASKED, Event.UPDATE): (Status.IDLE, (Effect.ACCEPT,)),
         (Status.ASKED, Event.FAULT): (Status.IDLE, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.ASKED, Event.LAST_FAULT): (Status.SHUT, (Effect.COUNT,)),
-        (Status.ASKED, Event.SILENT): (Status.LOST, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.ASKED, Event.GONE): (Status.LOST, (Effect.COUNT,)),
+        (Status.ASKED, Event.LAST_FAULT): (Status.SHUT, (Effect.COUNT, Effect.BACK_OFF)),
+        (Status.ASKED, Event.SILENT): (
+            Status.LOST,
+            (Effect.COUNT, Effect.BACK_OFF, Effect.RETIRE),
+        ),
+        (Status.ASKED, Event.GONE): (Status.LOST, (Effect.COUNT, Effect.RETIRE)),
         (Status.LOST, Event.READY): (Status.ASKED, ()),
         (Status.LOST, Event.UNSENT): (Status.LOST, (Effect.COUNT, Effect.BACK_OFF)),
         (Status.LOST, Event.UPDATE): (Status.IDLE, (Effect.ACCEPT,)),
         # What a lost node owed was counted when it was lost.
         (Status.LOST, Event.FAULT): (Status.LOST, ()),
+        # The way back. Its faults stay counted: the next one is the last, a usable reply clears.
+        (Status.SHUT, Event.READY): (Status.ASKED, ()),
+        (Status.SHUT, Event.UNSENT): (Status.SHUT, (Effect.COUNT, Effect.BACK_OFF)),
+        (Status.SHUT, Event.GONE): (Status.SHUT, (Effect.RETIRE,)),
     }
 )
 

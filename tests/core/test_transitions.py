@@ -1,5 +1,7 @@
 """The protocol of one node: the table itself, and every row of it carried out on a state."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -26,8 +28,8 @@ def update(value: float = 1.0) -> Update:
     return Update(torch.tensor([value]), torch.empty(0), torch.empty(0, dtype=torch.int64))
 
 
-def fresh(shut_after: int = 3) -> ServerState:
-    policy = Policy(min_nodes=1, shut_after=shut_after, reply_timeout=10.0)
+def fresh(shut_after: int = 3, **settings: Any) -> ServerState:
+    policy = Policy(**{"min_nodes": 1, "shut_after": shut_after, "reply_timeout": 10.0, **settings})
     start = {"w": torch.tensor([0.0])}
     state = begin(start, (), CoordinateWiseMedian(), SGD(1.0), policy, torch.device("cpu"))
     return on_connected(state, [NODE, OTHER])
@@ -37,9 +39,13 @@ def asked(state: ServerState, message: str = "m", now: float = 0.0) -> ServerSta
     return on_sent(state, NODE, message, state.queries, now)
 
 
-def brought_to(status: Status, shut_after: int = 3) -> ServerState:
-    """Return a state in which the node has the status; unless IDLE, its message is in the book."""
-    state = fresh(1 if status is Status.SHUT else shut_after)
+def brought_to(
+    status: Status, shut_after: int = 3, heard: bool = False, **settings: Any
+) -> ServerState:
+    """Return a state in which the node has the status; if it owes a reply, to the message m."""
+    state = fresh(1 if status is Status.SHUT else shut_after, **settings)
+    if heard:
+        state = on_reply(asked(state), "m", update(), now=0.0)
     match status:
         case Status.IDLE:
             return state
@@ -56,7 +62,7 @@ def happens(state: ServerState, event: Event) -> ServerState:
         case Event.READY:
             return asked(state, "next")
         case Event.UNSENT:
-            return on_unsent(state, NODE, now=1.0)
+            return on_unsent(state, NODE, now=max(1.0, state.nodes[NODE].due))
         case Event.UPDATE:
             return on_reply(state, "m", update(), now=1.0)
         case Event.FAULT | Event.LAST_FAULT:
@@ -83,15 +89,30 @@ def test_every_row_of_the_table_is_carried_out(status: Status, event: Event) -> 
         assert after.iterates is before.iterates and after.accepted == before.accepted
 
 
-@pytest.mark.parametrize("event", list(Event))
-def test_a_node_that_is_shut_stays_shut(event: Event) -> None:
+@pytest.mark.parametrize("event", [Event.UPDATE, Event.FAULT, Event.LAST_FAULT, Event.SILENT])
+def test_nothing_that_arrives_opens_a_node_that_is_shut(event: Event) -> None:
     assert move(Status.SHUT, event) == (Status.SHUT, ())
 
 
 def test_every_status_and_event_has_a_row() -> None:
-    assert {status for status, _ in TRANSITIONS} | {Status.SHUT} == set(Status)
+    assert {status for status, _ in TRANSITIONS} == set(Status)
     assert {event for _, event in TRANSITIONS} == set(Event)
     assert {e for _, effects in TRANSITIONS.values() for e in effects} == set(Effect)
+
+
+@pytest.mark.parametrize(("status", "event"), TRANSITIONS)
+def test_a_row_is_dropped_exactly_where_the_table_says_so(status: Status, event: Event) -> None:
+    shut_after = 1 if event is Event.LAST_FAULT else 3
+    before = brought_to(status, shut_after, lost_rows="drop", heard=True)
+    if status is Status.LOST:
+        assert before.nodes[NODE].row is None and len(before.tables.parameters) == 0
+        return
+    assert before.nodes[NODE].row == 0
+    after = happens(before, event)
+    kept = Effect.RETIRE not in TRANSITIONS[status, event][1]
+    assert (after.nodes[NODE].row == 0) == kept
+    assert len(after.tables.parameters) == len(after.tables.buffers) == kept
+    assert after.nodes[NODE].accepted >= before.nodes[NODE].accepted == 1
 
 
 @pytest.mark.parametrize("status", list(Status))
@@ -138,6 +159,118 @@ def test_a_silent_node_is_given_twice_the_time_after_each_silence() -> None:
         waits.append(state.nodes[NODE].due - (now + 11.0))
         now = state.nodes[NODE].due
     assert waits == [10.0, 20.0, 40.0]
+    assert state.nodes[NODE].silences == 3 and state.reasons == {Reason.EXPIRED: 3}
+
+
+@pytest.mark.parametrize(
+    ("took", "limit"), [(0.1, 60.0), (6.0, 60.0), (7.0, 70.0), (50.0, 500.0), (1000.0, 600.0)]
+)
+def test_a_node_is_given_ten_times_its_usual_time_within_a_minute_and_the_time_limit(
+    took: float, limit: float
+) -> None:
+    state = asked(fresh(reply_timeout=600.0))
+    assert next(iter(state.book.values())).expires == 600.0
+    state = asked(on_reply(state, "m", update(), now=took), now=took)
+    assert on_clock(state, took + limit).nodes[NODE].status is Status.ASKED
+    assert on_clock(state, took + limit + 0.1).nodes[NODE].status is Status.LOST
+
+
+def test_the_pace_of_others_does_not_shorten_a_node_s_time() -> None:
+    state = fresh(reply_timeout=600.0)
+    for k in range(20):
+        state = on_sent(state, OTHER, "o", state.queries, float(k))
+        state = on_reply(state, "o", update(), float(k) + 0.1)
+    assert asked(state).book["m"].expires == 600.0
+
+
+def test_one_slow_reply_among_fast_ones_does_not_change_a_node_s_time() -> None:
+    state = fresh(reply_timeout=600.0)
+    for took in (1.0, 1.0, 500.0, 1.0, 1.0):
+        state = on_reply(asked(state), "m", update(), now=took)
+    assert asked(state).book["m"].expires == 60.0
+
+
+def test_waits_after_silences_reach_64_time_limits_and_no_more() -> None:
+    """A node that has become a thousand times slower is heard in the end."""
+    state = on_reply(asked(fresh(reply_timeout=600.0)), "m", update(), now=1.0)
+    now, waits = 1.0, []
+    for _ in range(12):
+        state = on_clock(asked(state, "m", now), now + 61.0)
+        waits.append(state.nodes[NODE].due - (now + 61.0))
+        now = state.nodes[NODE].due
+    assert waits[:4] == [60.0, 120.0, 240.0, 480.0]
+    assert waits[-2:] == [64 * 600.0, 64 * 600.0]
+
+
+def test_a_silence_is_counted_once_and_never_for_a_node_that_is_already_lost() -> None:
+    gone = on_connected(asked(fresh()), [OTHER])
+    later = on_clock(gone, now=1e6)
+    assert later.nodes == gone.nodes and later.reasons == {Reason.NODE_GONE: 1}
+    silent = on_clock(asked(fresh()), now=20.0)
+    assert on_clock(silent, now=1e6) == silent
+    failed = on_reply(silent, "m", Rejected(Reason.LOST), now=1e6)
+    assert failed.nodes == silent.nodes and failed.reasons == {Reason.EXPIRED: 1}
+
+
+def test_a_shut_node_is_asked_again_after_a_time_limit_doubled_each_time_it_is_shut() -> None:
+    state, now, waits = fresh(), 0.0, []
+    for _ in range(3):
+        state = on_reply(asked(state, "m", now), "m", FAULT, now)
+    for _ in range(9):
+        assert state.nodes[NODE].status is Status.SHUT
+        waits.append(state.nodes[NODE].due - now)
+        assert due_nodes(state, [NODE], state.nodes[NODE].due - 0.1) == []
+        now = state.nodes[NODE].due
+        assert due_nodes(state, [NODE], now) == [NODE]
+        state = on_reply(asked(state, "m", now), "m", FAULT, now)
+    assert waits == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 640.0, 640.0]
+
+
+def test_one_usable_reply_makes_a_shut_node_an_ordinary_one_with_its_count() -> None:
+    state = on_reply(asked(fresh()), "m", update(), now=0.0)
+    for _ in range(4):
+        state = on_reply(asked(state), "m", FAULT, now=0.0)
+    assert state.nodes[NODE].shuts == 2
+    state = on_reply(asked(state), "m", update(), now=99.0)
+    node = state.nodes[NODE]
+    assert (node.accepted, node.faults, node.shuts, node.due) == (2, 0, 0, 99.0)
+    for _ in range(2):
+        state = on_reply(asked(state), "m", FAULT, now=99.0)
+    assert state.nodes[NODE].status is Status.IDLE
+
+
+@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+def test_a_fault_of_the_network_does_not_shut_a_node_on_its_way_back(reason: Reason) -> None:
+    state = on_reply(asked(brought_to(Status.SHUT), now=50.0), "m", Rejected(reason), now=50.0)
+    assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].shuts == 1
+    again = on_reply(asked(state, now=60.0), "m", FAULT, now=60.0)
+    assert again.nodes[NODE].status is Status.SHUT and again.nodes[NODE].due == 60.0 + 20.0
+
+
+def test_where_rounds_set_the_pace_only_a_shut_node_waits() -> None:
+    state = on_reply(asked(fresh()), "m", FAULT, now=0.0)
+    assert due_nodes(state, [NODE], 0.0) == []
+    assert due_nodes(state, [NODE], 0.0, at_once=True) == [NODE]
+    shut = brought_to(Status.SHUT)
+    assert due_nodes(shut, [NODE], 1.0, at_once=True) == []
+    assert due_nodes(shut, [NODE], 11.0, at_once=True) == [NODE]
+
+
+def test_a_dropped_row_takes_no_other_node_s_place_and_comes_back_with_its_count() -> None:
+    state = fresh(lost_rows="drop")
+    for node, value in ((NODE, 1.0), (OTHER, 2.0), (3, 3.0), (OTHER, 5.0)):
+        state = on_connected(state, [NODE, OTHER, 3])
+        state = on_sent(state, node, "m", state.queries, 0.0)
+        state = on_reply(state, "m", update(value), 0.0)
+    state = on_connected(state, [NODE, 3])
+    assert [state.nodes[n].row for n in (NODE, OTHER, 3)] == [0, None, 1]
+    assert state.tables.parameters.view().rows.tolist() == [[1.0], [3.0]]
+    assert state.tables.parameters.counts == (1, 1) and state.accepted == 4
+    for node, value in ((3, 4.0), (OTHER, 6.0)):
+        state = on_sent(state, node, "m", state.queries, 0.0)
+        state = on_reply(state, "m", update(value), 0.0)
+    assert state.tables.parameters.view().rows.tolist() == [[1.0], [4.0], [6.0]]
+    assert state.tables.parameters.counts == (1, 2, 3)
 
 
 def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -> None:
