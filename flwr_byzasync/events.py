@@ -77,8 +77,8 @@ def on_sent(
 ) -> ServerState:
     """Enter a message in the book; an older one of the same node is struck out."""
     book = {key: line for key, line in state.book.items() if line.node_id != node_id}
-    expires = now + time_limit(state.nodes[node_id], state.policy)
-    book[message_id] = Sent(node_id, query, state.iterates.step, now, expires)
+    limit = time_limit(state.nodes[node_id], state.policy)
+    book[message_id] = Sent(node_id, query, state.iterates.step, now, limit)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
 
@@ -128,10 +128,10 @@ def on_clock(state: ServerState, now: float) -> ServerState:
 
     Before the first step, founders that are far slower than the rest are no longer waited for.
     """
-    if state.iterates.step == 0 and state.policy.min_nodes is None:
+    if state.awaited and state.policy.min_nodes is None:
         state = replace(state, awaited=state.awaited - _too_slow(state, now))
     for message_id, sent in state.book.items():
-        if not sent.overdue and now > sent.expires:
+        if not sent.overdue and now - sent.sent_at > sent.limit:
             state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})
             state = _advance(state, sent.node_id, Event.SILENT, Reason.EXPIRED, now)
     return state
@@ -170,6 +170,7 @@ def _step(state: ServerState) -> ServerState:
     tables, layout = state.tables, state.layout
     return replace(
         state,
+        awaited=frozenset(),
         iterates=state.optimizer.step(state.iterates, tables.parameters.direction()),
         buffers=tables.buffers.direction() if layout.buffers.size else state.buffers,
         counters=tables.counters.direction() if layout.counters.size else state.counters,

@@ -3,7 +3,6 @@
 The one exception is the table of latest vectors, which an accepted reply overwrites row by row.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +17,10 @@ from flwr_byzasync.optimizers import Iterates, Optimizer
 from flwr_byzasync.table import Table
 from flwr_byzasync.transitions import Status
 from flwr_byzasync.weights import WeightPolicy
+
+BELOW_MIN_NODES = ("continue", "wait")
+LOST_ROWS = ("keep", "drop")
+"""What `Policy` may say."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ class Sent:
     ----------
     node_id, query, step : int
         Who was asked, the query's id, and the server steps before it.
-    sent_at, expires : float
-        Seconds of the clock: since when, and after which it counts as unanswered.
+    sent_at : float
+        Seconds of the clock.
+    limit : float
+        Seconds after which it counts as unanswered.
     overdue : bool
         Whether it does.
     """
@@ -66,7 +71,7 @@ class Sent:
     query: int
     step: int
     sent_at: float
-    expires: float = math.inf
+    limit: float
     overdue: bool = False
 
 
@@ -146,7 +151,7 @@ class ServerState:
     layout, optimizer, policy, founders
         Set once: the model, the server's step, the policy, and the nodes of the start.
     awaited
-        Until the first step: the founders that it waits for.
+        The founders that the first step waits for; empty once it is made.
     tables
         Set once; overwritten in place by each accepted reply.
     iterates, buffers, counters
@@ -245,7 +250,7 @@ def quorum(state: ServerState) -> int:
 
 def may_step(state: ServerState) -> bool:
     """Whether an accepted reply makes a step: `quorum` for the first one, then unless `paused`."""
-    if state.iterates.step == 0:
+    if state.awaited:
         return len(state.tables.parameters) >= quorum(state)
     return not paused(state)
 
@@ -258,7 +263,7 @@ def paused(state: ServerState) -> bool:
     nobody gains weight, and a round lasts until the pause is over.
     """
     policy = state.policy
-    if policy.below_min_nodes == "continue" or state.iterates.step == 0:
+    if policy.below_min_nodes == "continue" or state.awaited:
         return False
     enough = policy.min_nodes or len(state.founders) // 2 + 1
     return sum(answers(node, policy) for node in state.nodes.values()) < enough

@@ -19,8 +19,9 @@ from flwr_byzasync.progress import Statistics, statistics, weighted_metrics
 from flwr_byzasync.session import Session, Wire
 from flwr_byzasync.simulation import clock_of
 from flwr_byzasync.snapshot import identity_of
-from flwr_byzasync.state import Policy, Rejected, begin
+from flwr_byzasync.state import BELOW_MIN_NODES, LOST_ROWS, Policy, Rejected, begin
 from flwr_byzasync.training import EvaluateFn, Training
+from flwr_byzasync.weights import WeightPolicy, weighting
 
 logger = getLogger("flwr")
 
@@ -59,10 +60,30 @@ class AsyncRobust(Strategy):
         the nodes' values; integer arrays are never averaged.
     payload : {"momentum"}
         What a reply is: the vector that a `client_app` sends.
+    weights : {"counts", "uniform", "staleness"} or WeightPolicy, default "counts"
+        What a row weighs: its node's accepted replies s_i, 1, ``s_i (1 + τ_i)^−½`` with τ_i
+        the server steps since its query was sent, or a policy of your own, for example
+        ``StalenessDiscount(power=1.0)``.
+    max_share : float, optional
+        Largest share of all weight that one node may hold, in (0, 1]: heavier rows are cut to
+        one common weight. f liars then hold at most ``f·max_share``, however fast they answer;
+        without it a liar that does not compute may buy any share. With fewer than
+        1/max_share nodes all weigh the same. A rule is called from scratch while the cap cuts.
+    below_min_nodes : {"continue", "wait"}, default "continue"
+        What happens after the first step while fewer than `min_nodes` answer, or no more than
+        half of the nodes of the start where that is None. "wait" takes replies in without a
+        step and does not ask again who answers, until enough do or `timeout` ends the run.
+    lost_rows : {"keep", "drop"}, default "keep"
+        What becomes of the row of a node that left or is silent: it stays with the weight it
+        has, or is forgotten until the node replies again, which brings its count back.
     shut_after : int, default 5
-        Unusable replies in a row after which a node is not asked again, >= 1.
+        Unusable replies in a row after which a node is shut, >= 1. It is asked once more after
+        `reply_timeout`: a usable reply makes it an ordinary node again, another unusable one
+        shuts it for twice as long, and so on up to 64 times.
     reply_timeout : float, default 600.0
-        Seconds after which a message counts as unanswered, in (0, inf).
+        Seconds after which a message counts as unanswered, in (0, inf). A node that has replied
+        is given ten times its own median reply time, if that is less, and at least 60 seconds
+        (or this time, if that is less).
     poll_interval : float, default 0.1
         Seconds between two looks at the network when nothing arrived, in (0, inf). Simulated
         nodes look for messages every 0.1 s, in the order of their partition-ids: looking much
@@ -114,6 +135,10 @@ class AsyncRobust(Strategy):
         updates_per_round: int | None = None,
         buffers: Iterable[str] = (),
         payload: str | None = None,
+        weights: str | WeightPolicy = "counts",
+        max_share: float | None = None,
+        below_min_nodes: str = "continue",
+        lost_rows: str = "keep",
         shut_after: int = 5,
         reply_timeout: float = 600.0,
         poll_interval: float = 0.1,
@@ -144,7 +169,19 @@ class AsyncRobust(Strategy):
             check_number(name, seconds, low=0, closed="neither", fix="pass a time in seconds")
         self.aggregator = aggregator
         self.optimizer = optimizer
-        self.policy = Policy(min_nodes, shut_after, float(reply_timeout))
+        self.weights = weighting(weights, max_share)
+        self.policy = Policy(
+            min_nodes,
+            shut_after,
+            float(reply_timeout),
+            check_choice(
+                "below_min_nodes",
+                below_min_nodes,
+                BELOW_MIN_NODES,
+                fix="leave it out or pass 'wait'",
+            ),
+            check_choice("lost_rows", lost_rows, LOST_ROWS, fix="leave it out or pass 'drop'"),
+        )
         self.min_available_nodes = min_available_nodes or min_nodes or 2
         self.updates_per_round = updates_per_round
         self.buffers = _check_names("buffers", buffers)
@@ -158,6 +195,9 @@ class AsyncRobust(Strategy):
             _check_key("configrecord_key", configrecord_key, taken=arrayrecord_key),
         )
         self.checkpoints, self.resume = _check_resume(checkpoints, resume)
+        for name, call in (("clock", clock), ("sleep", sleep)):
+            if call is not None and not callable(call):
+                raise ConfigError(name, call, "a function, or None", "leave it out")
         self._clock, self._sleep = clock, sleep
         self._session: Session | None = None
         self._handed_out: list[tuple[int, int, Message]] = []
@@ -169,13 +209,16 @@ class AsyncRobust(Strategy):
         quorum = "all nodes of the start" if policy.min_nodes is None else policy.min_nodes
         logger.info("\t├──> Aggregation:")
         logger.info("\t│\t├── Rule: %s", self.aggregator)
+        logger.info("\t│\t├── Weights: %s", self.weights)
+        logger.info("\t│\t├── Rows of lost nodes: %s", policy.lost_rows)
         logger.info("\t│\t├── Optimizer: %s", self.optimizer)
         logger.info("\t│\t└── Device: %s", self.device)
         logger.info("\t├──> Arrivals:")
         logger.info("\t│\t├── Replies in a round: %s", size or "nodes of the start")
         logger.info("\t│\t├── First query when connected: %d nodes", self.min_available_nodes)
         logger.info("\t│\t├── First step after replies of: %s", quorum)
-        logger.info("\t│\t├── Message time limit: %g s", policy.reply_timeout)
+        logger.info("\t│\t├── With fewer later: %s", policy.below_min_nodes)
+        logger.info("\t│\t├── Message time limit: %g s at most", policy.reply_timeout)
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
         logger.info("\t├──> Checkpoints: %s", self.checkpoints)
         logger.info("\t└──> Messages:")
@@ -339,7 +382,13 @@ class AsyncRobust(Strategy):
             raise ConfigError("initial_arrays", type(initial_arrays), "an ArrayRecord", fix)
         tensors = records.tensors_of(initial_arrays)
         state = begin(
-            tensors, self.buffers, self.aggregator, self.optimizer, self.policy, self.device
+            tensors,
+            self.buffers,
+            self.aggregator,
+            self.optimizer,
+            self.policy,
+            self.device,
+            self.weights,
         )
         clock = self._clock or clock_of(grid)[0]
         self._session = Session(state, self._wire, self.device, clock)
