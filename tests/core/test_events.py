@@ -1,7 +1,9 @@
 """Laws of the state under any order of events."""
 
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,18 @@ from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_reply, on_sent, on_unsent
 from flwr_byzasync.optimizers import AnyTimeSGD
-from flwr_byzasync.state import Policy, Rejected, ServerState, Update, begin, quorum
+from flwr_byzasync.state import (
+    Policy,
+    Rejected,
+    ServerState,
+    Update,
+    answers,
+    begin,
+    paused,
+    quorum,
+)
+from flwr_byzasync.transitions import Status
+from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 
 CPU = torch.device("cpu")
 RULE = CTMA(GeometricMedian(), byz_fraction=0.25)
@@ -29,11 +42,13 @@ events = st.lists(
 )
 
 
-def fresh(min_nodes: int | None = None) -> ServerState:
-    policy = Policy(min_nodes=min_nodes, shut_after=3, reply_timeout=10.0)
+def fresh(
+    min_nodes: int | None = None, weigh: WeightPolicy | None = None, **settings: Any
+) -> ServerState:
+    policy = Policy(min_nodes=min_nodes, shut_after=3, reply_timeout=10.0, **settings)
     start = {"w": torch.tensor([1.0, -1.0]), "mean": torch.zeros(1), "n": torch.tensor(0)}
-    optimizer = AnyTimeSGD(0.1)
-    return on_connected(begin(start, ["mean"], RULE, optimizer, policy, CPU), [0, 1, 2])
+    state = begin(start, ["mean"], RULE, AnyTimeSGD(0.1), policy, CPU, weigh)
+    return on_connected(state, [0, 1, 2])
 
 
 def update(value: float) -> Update:
@@ -72,7 +87,7 @@ def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerSta
             case "wait":
                 now += what  # type: ignore[operator]
                 state = on_clock(state, now)
-        if kind != "update":
+        if kind != "update" and state.policy.lost_rows == "keep":
             assert contents(state) == before
         states.append(state)
     return states
@@ -172,3 +187,144 @@ def test_one_node_without_attack_is_plain_mu2_sgd() -> None:
         x = 0.1 * w + 0.9 * x
         torch.testing.assert_close(state.iterates.x, torch.tensor([x]))
         torch.testing.assert_close(state.iterates.w, torch.tensor([w]))
+
+
+def reply(state: ServerState, node: int, value: float, now: float = 0.0) -> ServerState:
+    message = f"{node}.{state.queries}"
+    return on_reply(on_sent(state, node, message, state.queries, now), message, update(value), now)
+
+
+@given(events, st.sampled_from(["keep", "drop"]))
+def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
+    script: list[tuple[str, object]], lost_rows: str
+) -> None:
+    states = play(fresh(lost_rows=lost_rows), script)
+    latest: dict[int, float] = {}
+    for before, after, (k, (kind, node)) in zip(
+        states, states[1:], enumerate(script), strict=False
+    ):
+        if kind == "update" and after.accepted > before.accepted:
+            latest[node] = float(k)  # type: ignore[index]
+    last = states[-1]
+    table = last.tables.parameters
+    owners = {node.row: n for n, node in last.nodes.items() if node.row is not None}
+    assert sorted(owners) == list(range(len(table)))
+    for row, owner in owners.items():
+        assert table.view().rows[row, 0] == latest[owner]
+        assert table.counts[row] == last.nodes[owner].accepted
+        assert last.tables.buffers.view().rows[row, 0] == latest[owner]
+    if lost_rows == "keep":
+        assert set(owners.values()) == {n for n, node in last.nodes.items() if node.accepted}
+    else:
+        assert all(last.nodes[owner].status is not Status.LOST for owner in owners.values())
+
+
+@given(events)
+def test_dropping_rows_never_lowers_a_count(script: list[tuple[str, object]]) -> None:
+    states = play(fresh(lost_rows="drop"), script)
+    last = states[-1]
+    assert sum(node.accepted for node in last.nodes.values()) == last.accepted
+    for before, after in pairwise(states):
+        for node_id, node in before.nodes.items():
+            assert after.nodes[node_id].accepted >= node.accepted
+
+
+@given(events)
+def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
+    script: list[tuple[str, object]],
+) -> None:
+    for before, after in pairwise(play(fresh(min_nodes=2, below_min_nodes="wait"), script)):
+        made = after.iterates.step - before.iterates.step
+        if after.accepted == before.accepted or before.iterates.step == 0:
+            continue
+        here = [node for node in after.nodes.values() if answers(node, after.policy)]
+        assert made == (len(here) >= 2)
+
+
+def waiting_with_one_of_two() -> ServerState:
+    """Return a run that waits: both founders made a step, and one of them left."""
+    state = fresh(min_nodes=2, below_min_nodes="wait")
+    for node in (0, 1):
+        state = reply(state, node, 1.0)
+    state = on_connected(state, [0])
+    assert state.iterates.step == 1 and paused(state)
+    return state
+
+
+def test_a_waiting_run_takes_in_what_is_in_flight_and_asks_only_who_does_not_answer() -> None:
+    state = reply(waiting_with_one_of_two(), 0, 2.0)
+    assert state.accepted == 3 and state.iterates.step == 1
+    assert state.tables.parameters.view().rows[0].tolist() == [2.0, 1.0]
+    assert due_nodes(state, [0], now=1e9) == []
+    state = on_connected(state, [0, 1, 9])
+    assert due_nodes(state, [0, 1, 9], now=1e9) == [1, 9]
+
+
+@pytest.mark.parametrize("node", [1, 9])
+def test_a_waiting_run_goes_on_with_the_reply_that_makes_enough_nodes(node: int) -> None:
+    state = on_connected(waiting_with_one_of_two(), [0, node])
+    state = reply(state, node, 2.0)
+    assert state.iterates.step == 2 and not paused(state)
+    assert due_nodes(state, [0, node], now=1e9) == [0, node]
+
+
+def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
+    state = fresh(min_nodes=2)
+    for node in (0, 1):
+        state = reply(state, node, 1.0)
+    state = reply(on_connected(state, [0]), 0, 2.0)
+    assert state.iterates.step == 2 and not paused(state)
+
+
+def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_answer() -> None:
+    state = fresh(below_min_nodes="wait")
+    for node in (0, 1, 2):
+        state = reply(state, node, 1.0)
+    assert not paused(on_connected(state, [0, 1]))
+    assert paused(on_connected(state, [0]))
+
+
+def test_neither_silent_nor_shut_nodes_nor_those_on_their_way_back_answer() -> None:
+    state = waiting_with_one_of_two()
+    state = on_connected(state, [0, 1])
+    asked_again = on_sent(state, 1, "back", state.queries, 0.0)
+    silent = on_clock(asked_again, 11.0)
+    assert paused(silent) and paused(on_sent(silent, 1, "again", silent.queries, 99.0))
+    shut = asked_again
+    for k in range(3):
+        shut = on_reply(shut, "back", Rejected(Reason.NON_FINITE), 0.0)
+        assert paused(shut) == (k == 2)
+        shut = on_sent(shut, 1, "back", shut.queries, 0.0)
+    assert paused(shut)
+
+
+def test_a_founder_that_comes_back_without_a_row_does_not_stop_a_run_that_goes() -> None:
+    state = fresh()
+    state = on_connected(state, [0, 1])
+    for node in (0, 1):
+        state = reply(state, node, 1.0)
+    state = reply(on_connected(state, [0, 1, 2]), 0, 2.0)
+    assert state.iterates.step == 2
+
+
+def test_a_cap_bounds_the_share_in_every_table_and_beta_follows_the_counts() -> None:
+    state = fresh(min_nodes=3, weigh=Capped(Counts(), 0.4))
+    for node in (0, 1, 2):
+        state = reply(state, node, 1.0)
+    for _ in range(50):
+        state = reply(state, 0, 1e6)
+    for table in (state.tables.parameters, state.tables.buffers, state.tables.counters):
+        weights = table.view().weights
+        assert float(weights[0]) <= 0.4 * float(weights.sum()) * (1 + 1e-12)
+    assert state.nodes[0].accepted == 51 and state.tables.parameters.counts == (51, 1, 1)
+    assert state.buffers.tolist() == [1.0] and state.counters.tolist() == [1]
+
+
+def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
+    state = fresh(min_nodes=1, weigh=StalenessDiscount(1.0))
+    state = on_sent(state, 1, "late", state.queries, 0.0)
+    for _ in range(3):
+        state = reply(state, 0, 1.0)
+    state = on_reply(state, "late", update(1.0), 0.0)
+    # Node 0 was last asked before step 3, node 1 before step 1; three steps are made.
+    assert state.tables.parameters.view().weights.tolist() == [3 / 2, 1 / 4]
