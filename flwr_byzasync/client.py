@@ -167,7 +167,8 @@ def _recall(context: Context, device: torch.device, size: int) -> Memory:
     kept = context.state.array_records.get(MEMORY)
     tensors = records.tensors_of(kept) if kept is not None else {}
     memory = tuple(tensor.to(device) for tensor in tensors.values())
-    return memory if all(tensor.shape == (size,) for tensor in memory) else ()
+    # Vectors of the model, and numbers about them.
+    return memory if all(tensor.shape in ((size,), ()) for tensor in memory) else ()
 
 
 def _remember(context: Context, memory: Memory) -> None:

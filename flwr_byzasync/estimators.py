@@ -7,6 +7,7 @@ query as a function of the point, because μ² needs the same batch at two point
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flwr_byzasync.errors import ConfigError, check_number
@@ -93,7 +94,8 @@ def mu2(beta: float | None = 0.25) -> Estimator:
     ----------
     beta : float or None, default 0.25
         Weight of the new gradient, in (0, 1]; 0.25 in the paper's experiments. None is the
-        theory's ``β = 1/(s_i + 1)`` with the count s_i that came with the query.
+        theory's ``β = 1/(s_i + 1)`` with the count s_i that came with the query, or the node's
+        replies since its memory began, if they are fewer.
 
     Raises
     ------
@@ -102,6 +104,10 @@ def mu2(beta: float | None = 0.25) -> Estimator:
 
     Notes
     -----
+    The count alone would mislead a node that lost its memory: with s_i = 999 its next vector
+    would keep 999 parts in 1000 of one noisy gradient, and go on so for a thousand replies.
+    Replies since its memory began are what the average really holds; nothing lost, they are s_i.
+
     Two gradients for each query but the first. Dahan and Levy 2024, arXiv 2501.09621,
     algorithm 2; the correction is from Cutkosky and Orabona 2019.
 
@@ -122,12 +128,14 @@ def mu2(beta: float | None = 0.25) -> Estimator:
         memory: Memory, point: Tensor, gradient: Gradient, count: int
     ) -> tuple[Tensor, Memory]:
         fresh = gradient(point)
-        if not memory:
-            return fresh, (point, fresh)
-        last_point, last_vector = memory
-        weight = 1 / (count + 1) if beta is None else beta
-        vector = fresh + (1 - weight) * (last_vector - gradient(last_point))
-        return vector, (point, vector)
+        vector, made = fresh, 0
+        if memory:
+            last_point, last_vector, *told = memory
+            made = int(told[0]) if told else 0
+            weight = 1 / (min(made, count) + 1) if beta is None else beta
+            vector = fresh + (1 - weight) * (last_vector - gradient(last_point))
+        counted = (torch.tensor(made + 1),) if beta is None else ()
+        return vector, (point, vector, *counted)
 
     return Estimator(_nothing, update)
 

@@ -30,10 +30,50 @@ def test_mu2_follows_the_trace_written_by_hand() -> None:
 
 def test_mu2_in_theory_weighs_the_new_gradient_by_one_over_count_plus_one() -> None:
     estimator = mu2(beta=None)
-    memory = (torch.tensor([1.0]), torch.tensor([10.0]))
+    memory = (torch.tensor([1.0]), torch.tensor([10.0]), torch.tensor(3))
     # s = 3 came with the query, so β = 1/4: d = 5 + 0.75 (10 − 4) = 9.5
     vector, _ = estimator.update(memory, torch.tensor([2.0]), gradient_of(1, 3), 3)
     assert vector.tolist() == [9.5]
+
+
+def weights_of_new_gradients(counts: list[int], forgets_before: int = -1) -> list[float]:
+    """Return β of each reply: d moves by β when the gradient is 1 at both points, d_prev 0."""
+    estimator, memory, betas = mu2(beta=None), (), []
+    for k, count in enumerate(counts):
+        if k == forgets_before:
+            memory = ()
+        if memory:
+            memory = (memory[0], torch.zeros(1), *memory[2:])
+        vector, memory = estimator.update(memory, torch.zeros(1), lambda x: x + 1, count)
+        betas.append(float(vector))
+    return betas
+
+
+@given(st.integers(1, 30))
+def test_when_nothing_is_lost_beta_is_the_theory_s(replies: int) -> None:
+    betas = weights_of_new_gradients(list(range(replies)))
+    assert betas == pytest.approx([1 / (count + 1) for count in range(replies)], abs=1e-6)
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_a_node_that_lost_its_memory_starts_its_average_anew(before: int, after: int) -> None:
+    betas = weights_of_new_gradients(list(range(before + after)), forgets_before=before)
+    expected = [1 / (k + 1) for k in [*range(before), *range(after)]]
+    assert betas == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+def test_replies_that_were_not_accepted_do_not_lower_beta(counts: list[int]) -> None:
+    counts = sorted(counts)
+    betas = weights_of_new_gradients(counts)
+    assert betas[0] == 1.0
+    for k, (beta, count) in enumerate(zip(betas[1:], counts[1:], strict=True), start=1):
+        assert beta == pytest.approx(1 / (min(k, count) + 1), abs=1e-6)
+
+
+def test_mu2_with_a_constant_beta_remembers_two_vectors_and_no_number() -> None:
+    _, memory = mu2(beta=0.25).update((), torch.ones(3), gradient_of(1, 0), 0)
+    assert [tensor.shape for tensor in memory] == [(3,), (3,)]
 
 
 def test_mu2_evaluates_both_points_on_the_same_gradient_function() -> None:
