@@ -25,6 +25,8 @@ class ArrivalProcess(Protocol):
     def next(self, arrival: int, waiting: Collection[int]) -> int:
         """Return the node whose reply is arrival number `arrival`, counted from 0.
 
+        A function of its arguments: what it kept for itself would be in no snapshot.
+
         Parameters
         ----------
         arrival : int
@@ -134,7 +136,7 @@ class PaperArrivals:
         if self.turns == "code":
             after = arrival - self.nodes
             since = after if self.restart_every is None else after % self.restart_every
-            return (since + 1) % math.ceil(1 / self.byz_fraction) == 0
+            return (since + 1) % math.ceil(1 / self.byz_fraction - 1e-9) == 0
         return self._liars(arrival + 1) > self._liars(arrival)
 
     def _liars(self, arrivals: int) -> int:

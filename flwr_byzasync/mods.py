@@ -11,9 +11,10 @@ from flwr.app import Array, ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
+from flwr_byzasync import records
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.payloads import spoken, start_of
+from flwr_byzasync.payloads import Spoken, start_of
 
 STATE = "byz.attack"
 """ArrayRecord in Context.state: ``replies``, and the latest honest vectors, oldest first."""
@@ -63,7 +64,8 @@ def attack_mod(
     ``partition-id`` (the node id if absent) and the number of the reply.
 
     An attack on time sleeps for its delay. A negative one cannot be had: the time is spent. With
-    the node-config key ``virtual-clock`` nothing sleeps: the grid adds the delay.
+    the node-config key ``virtual-clock`` nothing sleeps: `VirtualGrid` adds the delay of the
+    attack that its `VirtualNode` was given.
 
     Examples
     --------
@@ -90,10 +92,47 @@ def attack_mod(
         took = clock() - began
         if not reply.has_content() or arrayrecord_key not in reply.content.array_records:
             return reply
-        said = spoken(reply.content.array_records[arrayrecord_key], start)
+        arrays = records.tensors_of(reply.content.array_records[arrayrecord_key])
+        said = Spoken.of(arrays, start)
+        if said.vector.numel() == 0:
+            return reply
         crafted, number = _craft(chosen, said.vector, context)
         reply.content[arrayrecord_key] = said.saying(crafted)
         _wait(chosen, context, number, took, sleep)
+        return reply
+
+    return mod
+
+
+def delay_mod(
+    attack: Callable[[Context], TimedAttack | None],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Mod:
+    """Return a mod that only waits: where `OmniscientGrid` rewrites what the node sends.
+
+    Parameters
+    ----------
+    attack : callable
+        ``Context -> attack on time``, or None where this node is in no hurry and not late.
+    sleep, clock : callable
+        How to wait, and seconds of real time.
+
+    Returns
+    -------
+    Mod
+        For ``ClientApp(mods=[...])``; it delays train replies.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        began = clock()
+        reply = call_next(message, context)
+        chosen = attack(context) if trains else None
+        if chosen is not None:
+            past = _recall(context)
+            _remember(context, past._replace(replies=past.replies + 1))
+            _wait(chosen, context, past.replies, clock() - began, sleep)
         return reply
 
     return mod
@@ -159,7 +198,7 @@ def _identity(context: Context) -> tuple[int, int]:
 
 
 def _wait(
-    attack: VectorAttack,
+    attack: VectorAttack | TimedAttack,
     context: Context,
     number: int,
     took: float,

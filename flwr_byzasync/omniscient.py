@@ -1,21 +1,36 @@
 """OmniscientGrid: Byzantine nodes that see all traffic, around any grid."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from flwr_byzasync import records
 from flwr_byzasync.aggregators import Aggregator
-from flwr_byzasync.attacks import Knowledge, VectorAttack, memory_of
+from flwr_byzasync.attacks import Knowledge, VectorAttack, memory_of, needs_rule
 from flwr_byzasync.errors import ConfigError, check_choice, check_integer
-from flwr_byzasync.payloads import spoken, start_of
+from flwr_byzasync.layout import Layout
+from flwr_byzasync.payloads import Spoken, start_of
+from flwr_byzasync.simulation import clock_of
 
 SEES = ("everything", "colluders")
+POLL = 0.1
+"""Seconds between two looks at the network in `OmniscientGrid.send_and_receive`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query that is not answered yet: whose, its arrays, and what weights start from."""
+
+    node_id: int
+    layout: Layout
+    start: Mapping[str, Tensor] | None
 
 
 @dataclass
@@ -25,7 +40,7 @@ class Traffic:
     Parameters
     ----------
     asked : dict
-        Message id -> node id, and the arrays that its weights start from.
+        Message id -> who was asked, and what its reply must look like.
     honest, colluding : dict
         Node id -> the latest vector it sent, or would honestly have sent.
     counts : dict
@@ -34,7 +49,7 @@ class Traffic:
         Node id of a liar -> its own honest vectors, oldest first.
     """
 
-    asked: dict[str, tuple[int, Mapping[str, Tensor] | None]] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
     honest: dict[int, Tensor] = field(default_factory=dict)
     colluding: dict[int, Tensor] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
@@ -58,7 +73,7 @@ class OmniscientGrid(Grid):
     nodes : collection of int
         Node ids of the liars.
     rule : Aggregator, optional
-        The rule that they believe the server to use; optimised attacks need it.
+        The rule that they believe the server to use. Attacks of optimised strength need it.
     sees : {"everything", "colluders"}
         "everything": the latest vectors of the honest nodes. "colluders": only what they
         themselves would honestly send, from which they estimate.
@@ -74,8 +89,9 @@ class OmniscientGrid(Grid):
 
     Notes
     -----
-    Every well-formed train reply counts as accepted: weights are counts of replies. A reply
-    that cannot be read, or is an error, passes unchanged.
+    Every train reply whose arrays are the query's in names, shapes and dtypes, and finite,
+    counts as accepted: weights are counts of replies. Others pass unchanged: they are faults
+    of their nodes, which the strategy will see.
     """
 
     def __init__(
@@ -96,6 +112,9 @@ class OmniscientGrid(Grid):
         if isinstance(nodes, str) or not all(isinstance(node, int) for node in nodes):
             raise ConfigError("nodes", nodes, "a collection of node ids", "see grid.get_node_ids")
         check_choice("sees", sees, SEES, fix="pass 'everything'")
+        if rule is None and needs_rule(attack):
+            fix = "pass the strategy's own, or a strength that is not optimised"
+            raise ConfigError("rule", None, f"a rule to optimise {attack} against", fix)
         check_integer("seed", seed, low=0, fix="pass for example seed=1")
         self._grid, self._attack, self._liars = grid, attack, frozenset(nodes)
         self._rule, self._sees, self._seed = rule, sees, seed
@@ -145,8 +164,8 @@ class OmniscientGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and take note of who is asked what."""
         listed = list(messages)
-        ids = self._grid.push_messages(listed)
-        self._note(listed)
+        ids = list(self._grid.push_messages(listed))
+        self._note(listed, set(ids))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -162,30 +181,35 @@ class OmniscientGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """As the inner grid's, the liars' replies rewritten."""
-        listed = list(messages)
-        replies = list(self._grid.send_and_receive(listed, timeout=timeout))
-        self._note(listed)
-        return [self._heard(reply.metadata.reply_to_message_id, reply) for reply in replies]
+        # Not the inner grid's: which reply answers which message, only the client says there.
+        clock, sleep = clock_of(self._grid)
+        waiting = [message_id for message_id in self.push_messages(messages) if message_id]
+        deadline = clock() + (math.inf if timeout is None else timeout)
+        replies: list[Message] = []
+        while True:
+            for message_id in list(waiting):
+                for reply in self.pull_messages([message_id]):
+                    waiting.remove(message_id)
+                    replies.append(reply)
+            if not waiting or clock() >= deadline:
+                return replies
+            sleep(min(POLL, deadline - clock()))
 
-    def _note(self, messages: Iterable[Message]) -> None:
+    def _note(self, messages: Iterable[Message], sent: set[str]) -> None:
         for message in messages:
             trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-            if trains and message.metadata.message_id:  # which a refused one has not
-                asked = (message.metadata.dst_node_id, start_of(message, *self._keys))
+            if trains and message.metadata.message_id in sent:
+                arrays = message.content.array_records.get(self._keys[0]) or ArrayRecord()
+                layout = Layout.of(records.tensors_of(arrays))
+                asked = Asked(message.metadata.dst_node_id, layout, start_of(message, *self._keys))
                 self._traffic.asked[message.metadata.message_id] = asked
 
     def _heard(self, message_id: str, reply: Message) -> Message:
-        node_id, start = self._traffic.asked.pop(message_id, (None, None))
-        if node_id is None or not reply.has_content():
+        asked = self._traffic.asked.pop(message_id, None)
+        said = None if asked is None else self._understood(reply, asked)
+        if asked is None or said is None:
             return reply
-        try:
-            said = spoken(reply.content.array_records[self._keys[0]], start)
-            vector = said.vector
-        except (ConfigError, KeyError):  # a fault of its node, which the strategy will see
-            return reply
-        if not bool(vector.isfinite().all()):  # likewise
-            return reply
-        traffic = self._traffic
+        traffic, node_id, vector = self._traffic, asked.node_id, said.vector
         before = traffic.counts.get(node_id, 0)
         traffic.counts[node_id] = before + 1
         if node_id not in self._liars:
@@ -198,6 +222,18 @@ class OmniscientGrid(Grid):
             traffic.history[node_id] = (*traffic.history.get(node_id, ()), vector)[-memory:]
         reply.content[self._keys[0]] = said.saying(crafted)
         return reply
+
+    def _understood(self, reply: Message, asked: Asked) -> Spoken | None:
+        """Return what a reply says; None if it is none that could be accepted."""
+        try:
+            if not reply.has_content():
+                return None
+            arrays = records.read_arrays(reply.content.array_records[self._keys[0]], asked.layout)
+            said = Spoken.of(arrays, asked.start)
+            vector = said.vector
+            return said if vector.numel() and bool(vector.isfinite().all()) else None
+        except Exception:  # a record that breaks its own class is a fault of its node too
+            return None
 
     def _knowledge(self, node_id: int, before: int) -> Knowledge:
         """Return what a liar knows; its own reply already counts."""

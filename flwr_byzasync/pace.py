@@ -20,14 +20,14 @@ MOST_DOUBLINGS = 6
 def time_limit(node: Node, policy: Policy) -> float:
     """Return the seconds after which a message to this node counts as unanswered.
 
-    Ten times the median of its own reply times, at least a minute and at most
+    Ten times the median of its own reply times, at least `policy.min_reply_timeout` and at most
     `policy.reply_timeout`, which it is given before its first reply. No other node's pace
     enters, so that a liar can only shorten its own time.
     """
     if not node.reply_times:
         return policy.reply_timeout
     usual = PATIENCE * median(node.reply_times)
-    return min(policy.reply_timeout, max(LEAST_PATIENCE, usual))
+    return min(policy.reply_timeout, max(policy.min_reply_timeout, usual))
 
 
 def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now: float) -> Node:

@@ -33,6 +33,25 @@ class Spoken:
     layout: Layout
     start: Tensor | None
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, Tensor], start: Mapping[str, Tensor] | None) -> "Spoken":
+        """Read a reply's arrays, given what `start_of` its query returned.
+
+        Raises
+        ------
+        ConfigError
+            If a model is not of the query's names and shapes.
+        """
+        layout = Layout.of({name: x for name, x in arrays.items() if x.is_floating_point()})
+        if start is None:
+            return cls(arrays, layout, None)
+        shapes = {entry.name: entry.shape for entry in layout.entries}
+        asked = {name: tuple(x.shape) for name, x in start.items() if name in shapes}
+        if shapes != asked:
+            fix = "have the strategy ask for another payload, or attack replies that are models"
+            raise ConfigError("reply", shapes, "arrays of the query's names and shapes", fix)
+        return cls(arrays, layout, layout.flatten(start))
+
     @property
     def vector(self) -> Tensor:
         """(d,) what the reply says."""
@@ -66,23 +85,3 @@ def start_of(
         legal = "one of " + ", ".join((*VECTORS, MODEL))
         raise ConfigError(records.PAYLOAD, payload, legal, "ask for a payload that attacks know")
     return records.tensors_of(query.content.array_records.get(arrayrecord_key) or ArrayRecord())
-
-
-def spoken(record: ArrayRecord, start: Mapping[str, Tensor] | None) -> Spoken:
-    """Return what a reply's arrays say, given what `start_of` its query returned.
-
-    Raises
-    ------
-    ConfigError
-        If a model is not of the query's names and shapes, or an array is not numeric.
-    """
-    arrays = records.tensors_of(record)
-    layout = Layout.of({name: x for name, x in arrays.items() if x.is_floating_point()})
-    if start is None:
-        return Spoken(arrays, layout, None)
-    shapes = {entry.name: entry.shape for entry in layout.entries}
-    asked = {name: tuple(x.shape) for name, x in start.items() if name in shapes}
-    if shapes != asked:
-        fix = "have the strategy ask for another payload, or attack replies that are models"
-        raise ConfigError("reply", shapes, "arrays of the query's names and shapes", fix)
-    return Spoken(arrays, layout, layout.flatten(start))

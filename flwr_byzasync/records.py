@@ -41,7 +41,7 @@ _REASON_OF_CODE = {
 
 
 class RefusalError(Exception):
-    """Carries a Reason out of the decoding; never leaves this module."""
+    """Carries a Reason out of the decoding."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -69,6 +69,18 @@ def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
 def record_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return named tensors as an ArrayRecord, copied to the host."""
     return ArrayRecord({name: Array(_host(tensor)) for name, tensor in tensors.items()})
+
+
+def read_arrays(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
+    """Return a client's arrays, if they are what `layout` says, as new CPU tensors.
+
+    Raises
+    ------
+    RefusalError
+        If they are not, whatever is wrong with them.
+    """
+    arrays = _read_record(record, layout)
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def encode_query(

@@ -67,7 +67,11 @@ class VirtualGrid(Grid):
     reply comes once; a finished, unknown or expired id is answered by an error of code 3, a
     message of a node that went away by code 5, and a ClientApp that raised by code 2 (its
     changes of ``Context.state`` are dropped, as in Flower's simulation). Several messages for
-    one node are computed one after another, as in a deployment.
+    one node are computed one after another, as in a deployment. A reply's metadata is what its
+    client wrote, as over HTTP, and ``created_at`` is the real clock's.
+
+    Distributions, the arrival process and the app must be functions of what they are given:
+    what they keep for themselves is in no snapshot.
 
     Examples
     --------
@@ -107,6 +111,8 @@ class VirtualGrid(Grid):
     # --- a task, a clock, a copy --------------------------------------------------------------
 
     def __enter__(self) -> "VirtualGrid":
+        if self._task is not None:
+            raise RuntimeError("This VirtualGrid's block was entered before and is not left yet.")
         self._task = _identity(SUPERLINK)
         self._task.__enter__()
         return self
@@ -193,6 +199,8 @@ class VirtualGrid(Grid):
         self._check_entered()
         world, pushed = self._world, []
         for message in messages:
+            if message.metadata.reply_to_message_id or message.metadata.ttl <= 0:
+                raise ValueError(f"neither a reply nor a message without time to live: {message}")
             message_id = f"m{world.sent}"
             world.sent += 1
             message.metadata.__dict__["_message_id"] = message_id
@@ -257,7 +265,7 @@ class VirtualGrid(Grid):
         config = {**given, **own, "virtual-clock": True}
         # Copies, as if they had travelled: a node can neither reach into the server's objects
         # nor keep half of what it changed before it raised.
-        state = deepcopy(node.state) or RecordDict()
+        state = deepcopy(node.states.get(flight.life)) or RecordDict()
         context = Context(RUN_ID, node_id, config, state, dict(self._run_config))
         query = deepcopy(flight.query)
         with _identity(node_id):
@@ -265,11 +273,11 @@ class VirtualGrid(Grid):
                 reply = self._app(query, context)
                 if not isinstance(reply, Message):
                     raise TypeError(f"the ClientApp returned {type(reply).__name__}, no Message")
-            except Exception as error:
-                reason = f"{type(error)}:<'{error}'>"
-                return Message(Error(code=RAISED, reason=reason), reply_to=query)
-        node.state = deepcopy(context.state)
-        return deepcopy(reply)
+                copied, state = deepcopy(reply), deepcopy(context.state)
+            except (Exception, SystemExit) as error:
+                return Message(Error(code=RAISED, reason=_told(error)), reply_to=flight.query)
+        node.states[flight.life] = state
+        return copied
 
     def _check_entered(self) -> None:
         if self._task is None:
@@ -283,6 +291,14 @@ def clock_of(grid: Grid) -> tuple[Callable[[], float], Callable[[float], None]]:
     """Return a grid's own clock and way to sleep, or those of this machine."""
     clock, sleep = getattr(grid, "clock", None), getattr(grid, "sleep", None)
     return (clock, sleep) if callable(clock) and callable(sleep) else (time.monotonic, time.sleep)
+
+
+def _told(error: BaseException) -> str:
+    """Return an exception in Flower's words; its own text may fail as well."""
+    try:
+        return f"{type(error)}:<'{error}'>"
+    except Exception:
+        return f"{type(error)}"
 
 
 def _error(message_id: str, code: int, reason: str) -> Message:

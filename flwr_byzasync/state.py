@@ -119,6 +119,8 @@ class Policy:
         Faults in a row after which a node is left alone for a long time.
     reply_timeout : float
         Seconds after which a message counts as unanswered at the latest.
+    min_reply_timeout : float
+        Seconds that a message is given at least, however fast its node was before.
     below_min_nodes : {"continue", "wait"}
         What happens after the first step while fewer nodes answer: see `paused`.
     lost_rows : {"keep", "drop"}
@@ -129,6 +131,7 @@ class Policy:
     min_nodes: int | None = None
     shut_after: int = 5
     reply_timeout: float = 600.0
+    min_reply_timeout: float = 60.0
     below_min_nodes: str = "continue"
     lost_rows: str = "keep"
 

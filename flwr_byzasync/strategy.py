@@ -82,8 +82,10 @@ class AsyncRobust(Strategy):
         shuts it for twice as long, and so on up to 64 times.
     reply_timeout : float, default 600.0
         Seconds after which a message counts as unanswered, in (0, inf). A node that has replied
-        is given ten times its own median reply time, if that is less, and at least 60 seconds
-        (or this time, if that is less).
+        is given ten times its own median reply time, if that is less.
+    min_reply_timeout : float, default 60.0
+        Seconds that a message is given at least, in (0, inf), or `reply_timeout` if that is
+        less: the larger of the two for one limit that follows nobody's pace.
     poll_interval : float, default 0.1
         Seconds between two looks at the network when nothing arrived, in (0, inf). Simulated
         nodes look for messages every 0.1 s, in the order of their partition-ids: looking much
@@ -141,6 +143,7 @@ class AsyncRobust(Strategy):
         lost_rows: str = "keep",
         shut_after: int = 5,
         reply_timeout: float = 600.0,
+        min_reply_timeout: float = 60.0,
         poll_interval: float = 0.1,
         device: str | torch.device = "cpu",
         checkpoints: Checkpoints | None = None,
@@ -165,7 +168,12 @@ class AsyncRobust(Strategy):
             if count is not None:
                 check_integer(name, count, low=1, fix="pass a positive number, or None")
         check_integer("shut_after", shut_after, low=1, fix="pass for example shut_after=5")
-        for name, seconds in (("reply_timeout", reply_timeout), ("poll_interval", poll_interval)):
+        times = {
+            "reply_timeout": reply_timeout,
+            "min_reply_timeout": min_reply_timeout,
+            "poll_interval": poll_interval,
+        }
+        for name, seconds in times.items():
             check_number(name, seconds, low=0, closed="neither", fix="pass a time in seconds")
         self.aggregator = aggregator
         self.optimizer = optimizer
@@ -174,6 +182,7 @@ class AsyncRobust(Strategy):
             min_nodes,
             shut_after,
             float(reply_timeout),
+            float(min_reply_timeout),
             check_choice(
                 "below_min_nodes",
                 below_min_nodes,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.scene import Duration, Scene
 
 LEAST = 1e-3
@@ -27,19 +28,25 @@ class NodeWorld:
     ----------
     online, listed : bool
         Whether it works, and whether the network believes so.
+    missed_at : float
+        When a crashed node's heartbeat is missed.
     free_at : float
         When it has finished what it has fetched so far.
     messages : int
         Messages that it has been sent: numbers the draws of its times.
-    state : object
-        What it remembers; None at the start, and again when it comes back.
+    life : int
+        How often it has come back.
+    states : dict
+        What it remembers, by life: a reply that arrived before it left may be asked for later.
     """
 
     online: bool = True
     listed: bool = True
+    missed_at: float = math.inf
     free_at: float = 0.0
     messages: int = 0
-    state: Any = None
+    life: int = 0
+    states: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -56,6 +63,8 @@ class Flight:
         When it is forgotten.
     fetched, arrives : float
         When the node begins and when the reply is there; infinite while nobody knows.
+    life : int
+        Of the node, when it began.
     lost : bool
         The node went away with it.
     reply : object
@@ -68,6 +77,7 @@ class Flight:
     expires: float
     fetched: float = math.inf
     arrives: float = math.inf
+    life: int = 0
     lost: bool = False
     reply: Any = None
 
@@ -103,9 +113,10 @@ class World:
 def begin(scene: Scene) -> World:
     """Return the world at time 0: a node is absent if the first thing it does is to join."""
     world = World([NodeWorld() for _ in scene.nodes])
-    for line in sorted(scene.churn, key=lambda line: -line.at):
-        node = world.nodes[line.node]
-        node.online = node.listed = line.what != "join"
+    first = {line.node: line.what for line in sorted(scene.churn, key=lambda x: x.at)[::-1]}
+    for partition, what in first.items():
+        node = world.nodes[partition]
+        node.online = node.listed = what != "join"
     for line in scene.churn:
         _schedule(world, line.at, line.what, line.node)
     happen(world, scene, 0.0)
@@ -156,7 +167,7 @@ def unfinished(world: World, flight: Flight) -> list[Flight]:
     return [
         other
         for other in world.flights.values()
-        if other.node == flight.node
+        if (other.node, other.life) == (flight.node, flight.life)
         and other.number <= flight.number
         and other.fetched < min(other.expires, math.inf)
         and not other.lost
@@ -166,16 +177,21 @@ def unfinished(world: World, flight: Flight) -> list[Flight]:
 
 def _fetch(world: World, scene: Scene, flight: Flight) -> None:
     """Hand a message to its node; without an arrival process its times are known then."""
+    node, settings = world.nodes[flight.node], scene.nodes[flight.node]
+    flight.life = node.life
     if scene.arrivals is not None:
         flight.fetched = world.now
         return
-    node, settings = world.nodes[flight.node], scene.nodes[flight.node]
     rng = np.random.default_rng([scene.seed, flight.node, flight.number])
-    durations = (settings.network, settings.compute, settings.network)
-    there, compute, back = (_seconds(duration, rng) for duration in durations)
+    names = ("network", "compute", "network")
+    there, compute, back = (_seconds(name, getattr(settings, name), rng) for name in names)
     if settings.attack is not None:
-        compute = max(compute + settings.attack.delay(rng, compute), 0.0)
-    flight.fetched = max(world.now + there, node.free_at)
+        delay = settings.attack.delay(rng, compute)
+        compute = _seconds("attack", max(compute + delay, 0.0) if delay == delay else delay, rng)
+    fetched = max(world.now + there, node.free_at)
+    if fetched >= flight.expires:  # the network has forgotten it by then
+        return
+    flight.fetched = fetched
     node.free_at = flight.fetched + compute
     flight.arrives = max(node.free_at + back, world.now + LEAST)
     _schedule(world, flight.arrives, "arrive", flight.node)
@@ -185,13 +201,16 @@ def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
     node = world.nodes[partition]
     mine = [flight for flight in world.flights.values() if flight.node == partition]
     if what == "join":
-        node.online = node.listed = True
-        node.free_at, node.state = world.now, None
+        node.online, node.listed, node.missed_at = True, True, math.inf
+        node.free_at, node.life = world.now, node.life + 1
+        asked_for = {flight.life for flight in mine if flight.arrives <= world.now}
+        node.states = {life: kept for life, kept in node.states.items() if life in asked_for}
         for flight in mine:
             if flight.fetched == math.inf:
                 _fetch(world, scene, flight)
     elif what == "missed":
-        node.listed = node.online
+        # A node that came back, and perhaps crashed again, is not missed for the first time's sake.
+        node.listed = node.listed and world.now < node.missed_at
     elif what in ("leave", "crash"):
         for flight in mine:
             # What the node had not yet fetched waits for it at the network.
@@ -201,7 +220,8 @@ def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
                 flight.lost = True
         node.online, node.listed = False, what == "crash"
         if what == "crash":
-            _schedule(world, world.now + scene.heartbeat, "missed", partition)
+            node.missed_at = world.now + scene.heartbeat
+            _schedule(world, node.missed_at, "missed", partition)
 
 
 def _waiting(world: World) -> dict[int, Flight]:
@@ -225,5 +245,9 @@ def _schedule(world: World, at: float, what: str, partition: int) -> None:
     heapq.heappush(world.events, (at, world.order, what, partition))
 
 
-def _seconds(duration: float | Duration, rng: np.random.Generator) -> float:
-    return max(float(duration(rng) if callable(duration) else duration), 0.0)
+def _seconds(name: str, duration: float | Duration, rng: np.random.Generator) -> float:
+    seconds = float(duration(rng) if callable(duration) else duration)
+    if not 0 <= seconds < math.inf:
+        fix = "pass a distribution of finite, non-negative seconds"
+        raise ConfigError(name, seconds, "finite and >= 0, whatever is drawn", fix)
+    return seconds

@@ -1,9 +1,10 @@
 """``python -m apps.paper FIGURE --data-dir DIR --out DIR``: the paper's experiments."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,11 +13,21 @@ from apps.paper.cells import ARRIVALS, Cell
 from apps.paper.figures import FIGURES, cells_of, fraction_of, narrowed, settings_of
 from apps.paper.jobs import Job, run_all
 from apps.paper.plot import draw
-from apps.paper.results import Results
+from apps.paper.results import Results, group_of
 from apps.train import tasks
 from flwr_byzasync.errors import ConfigError, check_choice
 
 EPILOG = "Cells that are finished in --out are not run again: the same command goes on."
+
+
+ONE = {
+    "rule": "default cwmed",
+    "attack": "default sign_flip",
+    "optimizer": "mu2, momentum or sgd; default mu2",
+    "byz_fraction": "λ; default 0.3 for label_flip, else 0.4",
+    "model": "default cnn, for digits mlp",
+    "beta": "default -1: the optimizer's own",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +54,14 @@ def parser() -> Parser:
         if field.name in ("figure", "seed", "dataset", "arrivals", "replies", "evaluate_every"):
             continue
         kind = field.type if callable(field.type) else str
-        one.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS)
+        default = "the figure's" if field.default is MISSING else str(field.default)
+        one.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=ONE.get(field.name, f"default {default}"),
+        )
     _add_common(one)
     _add_run(one)
     rates = figures.add_parser("convex", help="rates on convex problems, beside the paper's claims")
@@ -70,15 +88,21 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results")
+    command.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for results")
     command.add_argument("--jobs", type=int, default=1, help="cells at a time; default 1")
     if "convex" not in command.prog:
         command.add_argument("--data-dir", default="", metavar="DIR", help="where data sets lie")
         command.add_argument("--download", action="store_true", help="fetch the data set")
 
 
+def _folder(text: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("must be the path of a folder")
+    return Path(text)
+
+
 def cells_from(options: argparse.Namespace) -> list[Cell]:
-    """Return the cells that a command line asks for.
+    """Return the cells that a command line asks for, before ``--only`` narrows them.
 
     Raises
     ------
@@ -92,16 +116,13 @@ def cells_from(options: argparse.Namespace) -> list[Cell]:
     common = {key: value for key, value in given.items() if value is not None}
     common["arrivals"] = options.arrivals
     if options.figure == "one":
-        cells = _one(options, common)
-    else:
-        asked = [options.of] if getattr(options, "of", None) else [options.figure]
-        figures = list(FIGURES) if asked == ["list"] else asked
-        cells = [
-            cell
-            for figure in figures
-            for cell in cells_of(figure, options.seeds, options.dataset, **common)
-        ]
-    return narrowed(cells, options.only)
+        return _one(options, common)
+    asked = [options.of] if getattr(options, "of", None) else [options.figure]
+    return [
+        cell
+        for figure in (list(FIGURES) if asked == ["list"] else asked)
+        for cell in cells_of(figure, options.seeds, options.dataset, **common)
+    ]
 
 
 def _one(options: argparse.Namespace, common: dict[str, object]) -> list[Cell]:
@@ -113,7 +134,8 @@ def _one(options: argparse.Namespace, common: dict[str, object]) -> list[Cell]:
     start = {"rule": "cwmed", "attack": attack, "optimizer": "mu2"}
     start |= {"byz_fraction": fraction_of(attack), "dataset": dataset}  # type: ignore[dict-item]
     settings = {**start, **settings_of(dataset), **own, **common}
-    return [Cell(figure="one", seed=seed, **settings) for seed in options.seeds]
+    seeds = dict.fromkeys(options.seeds)
+    return [Cell(figure="one", seed=seed, **settings) for seed in seeds]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,45 +146,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.figure == "convex":
             convex.main(options.out, options.seeds, options.replies, options.jobs, options.only)
             return 0
-        cells = cells_from(options)
+        planned = cells_from(options)
+        cells = narrowed(planned, options.only)
         if options.figure == "list":
-            for cell in cells:
-                print(" ".join(f"{key}={value}" for key, value in asdict(cell).items()))
+            print("\n".join(_settings(cell) for cell in cells))
             return 0
         for dataset in dict.fromkeys(cell.dataset for cell in cells):
             tasks.discover()[dataset].check(options.data_dir, options.download)
         if options.jobs < 1:
             raise ConfigError("--jobs", options.jobs, "an integer >= 1", "pass for example 2")
         results = Results(options.out)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"{command.prog}: error: {error}", file=sys.stderr)
         return 2
     todo = [Job(cell, options.data_dir, options.download) for cell in results.unfinished(cells)]
     complete = run_all(todo, results, options.jobs, finished=len(cells) - len(todo))
-    report(results, cells)
+    report(results, cells, planned)
     return 0 if complete else 1
 
 
-def report(results: Results, cells: Sequence[Cell]) -> None:
-    """Write summary and picture, and print the table."""
+def _settings(cell: Cell) -> str:
+    return " ".join(f"{key}={value}" for key, value in asdict(cell).items())
+
+
+def report(results: Results, cells: Sequence[Cell], planned: Sequence[Cell]) -> None:
+    """Write the summary, print the rows of `cells`, and draw what is finished of the figure."""
     lines = results.of(cells)
     if not lines:
         return
-    rows = results.summarise()
-    names = {(line["rule"], line["attack"], line["optimizer"]) for line in lines}
-    figure = cells[0].figure
-    for row in rows:
-        if row["figure"] == figure and (row["rule"], row["attack"], row["optimizer"]) in names:
+    groups = {group_of(line) for line in lines}
+    for row in results.summarise():
+        if group_of(row) in groups:
             deviation = f" ± {row['deviation']:.3f}" if row["deviation"] != "" else ""
             print(
-                f"{row['attack']:<12} λ {row['byz_fraction']:<4g} {row['arrivals']:<9} "
+                f"{row['attack']:<18} λ {row['byz_fraction']:<4g} {row['arrivals']:<9} "
                 f"{row['optimizer']:<9} {row['rule']:<17} "
                 f"{row['accuracy']:.3f}{deviation}  ({row['seeds']} seeds)"
             )
-    picture = results.folder / f"{figure}.png"
-    draw(figure, lines, picture)
+    picture = results.folder / f"{cells[0].figure}.png"
+    draw(cells[0].figure, results.of(planned), picture)
     print(f"Written: {results.folder}/results.jsonl, summary.csv and {picture.name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -5,8 +5,10 @@ import json
 from dataclasses import asdict, dataclass
 
 from apps.train import tasks
+from apps.train.settings import check_batch_size
 from flwr_byzasync import aggregators, attacks, estimators
 from flwr_byzasync.arrivals import POWERS
+from flwr_byzasync.attacks import TimedAttack
 from flwr_byzasync.errors import (
     ConfigError,
     check_byz_fraction,
@@ -79,15 +81,20 @@ class Cell:
         check_choice("model", self.model, models, fix=f"pass for example {next(iter(models))!r}")
         check_byz_fraction("byz_fraction", self.byz_fraction)
         aggregators.build(self.rule, self.byz_fraction)
-        if self.attack != NO_ATTACK:
-            attacks.build(self.attack)
+        if self.attack != NO_ATTACK and isinstance(attacks.build(self.attack), TimedAttack):
+            legal = "an attack on what is sent or on labels: the arrivals leave no time to attack"
+            raise ConfigError("attack", self.attack, legal, "pass for example sign_flip")
         estimators.build(self.optimizer, self.chosen_beta)
         for name in ("nodes", "batch_size", "replies", "evaluate_every"):
             check_integer(name, getattr(self, name), low=1, fix=f"pass for example {name}=16")
         if self.replies % self.evaluate_every:
             legal, fix = "a divisor of replies", "pass for example replies=3750 evaluate_every=250"
             raise ConfigError("evaluate_every", self.evaluate_every, legal, fix)
-        check_integer("seed", self.seed, low=0, fix="pass for example 1")
+        if self.evaluate_every <= self.nodes:
+            legal = f"more than the {self.nodes} nodes: the first step needs a reply of each"
+            raise ConfigError("evaluate_every", self.evaluate_every, legal, "evaluate less often")
+        check_batch_size(self.dataset, self.model, self.batch_size, self.seed)
+        check_integer("seed", self.seed, low=0, high=2**32 - 1, fix="pass for example 1")
         fix = "pass fewer, or more nodes"
         check_integer("byzantine", self.byzantine, low=0, high=self.nodes, fix=fix)
         if self.byzantine == self.nodes:

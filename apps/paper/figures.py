@@ -131,7 +131,7 @@ def cells_of(
         for attack in plan.attacks
         for rule in plan.rules
         for optimizer in plan.optimizers
-        for seed in seeds
+        for seed in dict.fromkeys(seeds)
     ]
 
 

@@ -51,18 +51,18 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
     Returns
     -------
     bool
-        False if it was interrupted.
+        False if it was interrupted or a cell failed; the others are run all the same.
     """
     if not todo:
         return True
-    console = Console(stderr=True)
+    console, complete = Console(stderr=True), True
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeRemainingColumn(),
     )
     # A fresh interpreter each: a fork would inherit torch's threads and their locks.
     context = multiprocessing.get_context("spawn")
@@ -77,10 +77,10 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    cell, found = running[future].cell, future.result()
-                    results.add(cell, found)
+                    said, fine = _outcome(running[future].cell, future, results)
+                    complete = complete and fine
                     progress.advance(bar)
-                    progress.console.print(_said(cell, found[-1]), highlight=False, soft_wrap=True)
+                    progress.console.print(said, highlight=False, markup=False, soft_wrap=True)
         except KeyboardInterrupt:
             _stop(executor)
             console.print("Interrupted. The same command goes on from the finished cells.")
@@ -89,14 +89,19 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
             _stop(executor)
             raise
     executor.shutdown()
-    return True
+    return complete
 
 
-def _said(cell: Cell, final: Evaluation) -> str:
-    return (
-        f"{cell.figure} {cell.attack} {cell.rule} {cell.optimizer} seed {cell.seed}: "
-        f"accuracy {final.accuracy:.3f} after {final.reply} replies, {final.seconds:.0f} s"
-    )
+def _outcome(cell: Cell, future: Future[list[Evaluation]], results: Results) -> tuple[str, bool]:
+    """Write a cell's results; return what to say, and whether it went well."""
+    name = f"{cell.figure} {cell.attack} {cell.rule} {cell.optimizer} seed {cell.seed}"
+    error = future.exception()
+    if error is not None:
+        return f"{name}: FAILED, {type(error).__name__}: {error}", False
+    final = future.result()[-1]
+    results.add(cell, future.result())
+    after = f"after {final.reply} replies, {final.seconds:.0f} s"
+    return f"{name}: accuracy {final.accuracy:.3f} {after}", True
 
 
 def _stop(executor: ProcessPoolExecutor) -> None:

@@ -14,6 +14,7 @@ from apps.train.settings import sees_others
 from apps.train.tasks import Split, Task
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
+from flwr_byzasync.errors import check_integer
 from flwr_byzasync.mods import attack_mod
 
 
@@ -54,7 +55,8 @@ class Stream:
     def batch(self, partition: int, count: int) -> Tensor:
         """Return the indices of the examples of a node's reply number `count`."""
         # A node whose replies were rejected, because it diverged, may ask beyond the plan.
-        place = self.places.get((partition, count), len(self.places) + partition)
+        beyond = len(self.places) + 1009 * count + partition
+        place = self.places.get((partition, count), beyond)
         per_epoch = max(self.examples // self.batch_size, 1)
         epoch, within = divmod(place, per_epoch)
         begin = within * self.batch_size
@@ -93,6 +95,8 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
     order : tuple of int
         Partition-ids in the order in which their replies arrive.
     """
+    fix = f"pass at most {len(training.labels)}"
+    check_integer("batch_size", cell.batch_size, low=1, high=len(training.labels), fix=fix)
     stream = Stream.of(len(training.labels), cell.batch_size, cell.seed, order)
     model: nn.Module = task.make_model(cell.model, cell.seed)
     attack = attack_of(cell)

@@ -14,8 +14,10 @@ from torch.func import functional_call
 from apps.paper.cells import Cell
 from apps.paper.nodes import Stream, attack_of
 from apps.paper.run import arrivals_of, load
+from apps.train.settings import sees_others
 from apps.train.tasks import discover
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
+from flwr_byzasync.errors import ConfigError
 
 Arrays = dict[str, Tensor]
 
@@ -48,14 +50,22 @@ def plain(cell: Cell, data_dir: str = "") -> Plain:
         Rule ``cwmed`` and optimizer ``mu2``; others are not written here.
     data_dir : str
         Where the data set lies.
+
+    Raises
+    ------
+    ConfigError
+        If the cell is another.
     """
+    attack = attack_of(cell)
+    if (cell.rule, cell.optimizer) != ("cwmed", "mu2") or sees_others(attack):
+        raise ConfigError("cell", cell, "w-CWMed, μ²-SGD and an attack of its own", "use run")
     torch.set_num_threads(1)
     task = discover()[cell.dataset]
     training, _ = load(cell.dataset, data_dir, False)
     order = arrivals_of(cell).order(cell.replies)
     stream = Stream.of(len(training.labels), cell.batch_size, cell.seed, order)
     model = task.make_model(cell.model, cell.seed)
-    attack, beta = attack_of(cell), 0.25 if cell.chosen_beta is None else cell.chosen_beta
+    beta = 0.25 if cell.chosen_beta is None else cell.chosen_beta
     names = [name for name, _ in model.named_parameters()]
     shapes = [p.shape for p in model.parameters()]
     x = torch.cat([p.detach().reshape(-1) for p in model.parameters()])

@@ -41,23 +41,27 @@ class Results:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / RESULTS).open("a"):
                 pass
-        except OSError as error:
-            legal = f"a folder that can be made and written to ({error.strerror})"
+        except (OSError, ValueError) as error:
+            legal = f"a folder that can be made and written to ({error})"
             raise ConfigError("--out", str(folder), legal, "pass another path") from error
 
     def lines(self) -> list[Line]:
-        """Return the lines of finished cells."""
-        kept: dict[str, list[Line]] = {}
-        finished: set[str] = set()
-        for text in (self.folder / RESULTS).read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-                kept.setdefault(line["cell"], []).append(line)
-            except (ValueError, TypeError, KeyError):
+        """Return the lines of finished cells; of a cell that was run twice, the last ones."""
+        begun: dict[str, list[Line]] = {}
+        finished: dict[str, list[Line]] = {}
+        text = (self.folder / RESULTS).read_text(encoding="utf-8", errors="replace")
+        for row in text.splitlines():
+            line = _parsed(row)
+            if line is None:
                 continue
-            if line.get("final"):
-                finished.add(line["cell"])
-        return [line for name, lines in kept.items() if name in finished for line in lines]
+            name = line["cell"]
+            last = begun.get(name)
+            # A set that was cut off is followed by a new one, which begins at reply 0 again.
+            fresh = last is None or last[-1]["final"] or line["reply"] <= last[-1]["reply"]
+            begun[name] = [line] if fresh else [*(last or ()), line]
+            if line["final"]:
+                finished[name] = begun[name]
+        return [line for lines in finished.values() for line in lines]
 
     def unfinished(self, cells: Iterable[Cell]) -> list[Cell]:
         """Return the cells of which there is no result yet."""
@@ -66,13 +70,13 @@ class Results:
 
     def add(self, cell: Cell, evaluations: Sequence[Evaluation]) -> None:
         """Append a finished cell's lines at once, and make sure that they are on the disk."""
-        text = "".join(_line(cell, evaluation) + "\n" for evaluation in evaluations)
         path = self.folder / RESULTS
-        with path.open("r+", encoding="utf-8") as file:
-            # An append that was cut off must not swallow the line after it.
-            whole = file.read()
-            file.write("\n" + text if whole and not whole.endswith("\n") else text)
-            file.flush()
+        whole = path.stat().st_size == 0 or path.read_bytes().endswith(b"\n")
+        text = "".join(_line(cell, evaluation) + "\n" for evaluation in evaluations)
+        # In one piece at the end of the file, whoever else appends; and an append that was cut
+        # off must not swallow the line after it.
+        with path.open("ab", buffering=0) as file:
+            file.write(("" if whole else "\n").encode() + text.encode())
             os.fsync(file.fileno())
 
     def of(self, cells: Iterable[Cell]) -> list[Line]:
@@ -87,13 +91,13 @@ class Results:
         -------
         list of dict
             Its rows: figure, dataset, arrivals, attack, byz_fraction, rule, optimizer, seeds,
-            accuracy, deviation (of the sample; empty for one seed), lowest, highest, replies,
-            seconds.
+            accuracy, deviation (of the sample; empty for one seed), lowest, highest, reply,
+            seconds, beside all other settings.
         """
         groups: dict[tuple[Any, ...], list[Line]] = {}
         for line in self.lines():
-            if line.get("final"):
-                groups.setdefault(tuple(line[key] for key in GROUP), []).append(line)
+            if line["final"]:
+                groups.setdefault(group_of(line), []).append(line)
         rows = [_row(dict(zip(GROUP, key, strict=True)), lines) for key, lines in groups.items()]
         temporary = self.folder / (SUMMARY + ".new")
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -104,9 +108,24 @@ class Results:
         return rows
 
 
-LAST = ("seed", "evaluate_every")
-GROUP = tuple(field.name for field in fields(Cell) if field.name not in LAST)
+SETTINGS = tuple(field.name for field in fields(Cell))
+GROUP = tuple(name for name in SETTINGS if name != "seed")
 """Settings that tell apart what is averaged over seeds."""
+MEASURED = tuple(field.name for field in fields(Evaluation))
+
+
+def group_of(line: Line) -> tuple[Any, ...]:
+    """Return what a line has in common with those of other seeds."""
+    return tuple(line[key] for key in GROUP)
+
+
+def _parsed(row: str) -> Line | None:
+    """Return a line, or None if it is none of this version's."""
+    try:
+        line = json.loads(row)
+        return line if line.keys() >= {"cell", *SETTINGS, *MEASURED} else None
+    except (ValueError, AttributeError):
+        return None
 
 
 def _line(cell: Cell, evaluation: Evaluation) -> str:

@@ -35,6 +35,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class BeforeFirstPass(Iterates):
+    """The state of `AfterFirstPass` until it has let one direction pass."""
+
+
+@dataclass(frozen=True)
 class AfterFirstPass:
     """An optimizer that lets the first direction pass.
 
@@ -50,13 +55,14 @@ class AfterFirstPass:
     optimizer: Optimizer
 
     def init(self, start: Tensor) -> Iterates:
-        """Return the state at the initial model, one step before the first."""
-        return replace(self.optimizer.init(start), step=-1)
+        """Return the state at the initial model, before the first pass."""
+        state = self.optimizer.init(start)
+        return BeforeFirstPass(state.start, state.w, state.x)
 
     def step(self, state: Iterates, direction: Tensor) -> Iterates:
         """Return the state after one step, or after the first pass."""
-        if state.step < 0:
-            return replace(state, step=0)
+        if isinstance(state, BeforeFirstPass):
+            return Iterates(state.start, state.w, state.x)
         return self.optimizer.step(state, direction)
 
 
@@ -95,11 +101,13 @@ def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluati
         found.append(Evaluation(reply, accuracy, loss, time.perf_counter() - began))
 
     attack = attack_of(cell)
-    with VirtualGrid(app, cell.nodes, seed=cell.seed, arrivals=arrivals) as grid:
+    seeded = {"seed": cell.seed}
+    with VirtualGrid(app, cell.nodes, run_config=seeded, arrivals=arrivals) as grid:
         liars = grid.node_ids[: cell.byzantine]
-        rule = aggregators.build(cell.rule, cell.byz_fraction)
         result = strategy.start(
-            OmniscientGrid(grid, attack, liars, rule=rule) if sees_others(attack) else grid,
+            OmniscientGrid(grid, attack, liars, rule=strategy.aggregator, seed=cell.seed)
+            if sees_others(attack)
+            else grid,
             ArrayRecord(model.state_dict()),
             num_rounds=cell.replies // cell.evaluate_every,
             timeout=FOREVER,
@@ -136,6 +144,7 @@ def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
         updates_per_round=cell.evaluate_every,
         buffers=[name for name, _ in model.named_buffers()],
         reply_timeout=FOREVER,
+        min_reply_timeout=FOREVER,
         poll_interval=1.0,
     )
 

@@ -10,9 +10,9 @@ from torch.func import functional_call
 from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover, partitions
 from flwr_byzasync import Gradient, Query, client_app, estimators
-from flwr_byzasync.attacks import LabelAttack, VectorAttack
+from flwr_byzasync.attacks import LabelAttack, TimedAttack, VectorAttack
 from flwr_byzasync.estimators import Estimator
-from flwr_byzasync.mods import attack_mod
+from flwr_byzasync.mods import attack_mod, delay_mod
 
 
 def settings_of(context: Context) -> Settings:
@@ -38,6 +38,12 @@ def vector_attack_of(context: Context) -> VectorAttack | None:
     """Return the attack on what is sent, if this node mounts one by itself."""
     attack = attack_of(context)
     return attack if isinstance(attack, VectorAttack) and not sees_others(attack) else None
+
+
+def timed_attack_of(context: Context) -> TimedAttack | None:
+    """Return the attack on time of a node whose vector is rewritten on its way."""
+    attack = attack_of(context)
+    return attack if isinstance(attack, TimedAttack) and sees_others(attack) else None
 
 
 @cache
@@ -107,7 +113,10 @@ def _device(context: Context) -> str:
 
 
 app = client_app(
-    gradient, estimator=_estimator, device=_device, mods=[attack_mod(vector_attack_of)]
+    gradient,
+    estimator=_estimator,
+    device=_device,
+    mods=[attack_mod(vector_attack_of), delay_mod(timed_attack_of)],
 )
 
 

@@ -75,10 +75,7 @@ class Settings:
         fix = f"pass for example model='{next(iter(task.models))}'"
         check_choice("model", settings.model, task.models, fix=fix)
         task.check(settings.data_dir, settings.download)
-        model = task.make_model(settings.model, settings.seed)
-        if settings.batch_size == 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
-            legal = "an integer >= 2 with a model that normalises over the batch"
-            raise ConfigError("batch-size", 1, legal, "pass for example batch-size=32")
+        check_batch_size(settings.dataset, settings.model, settings.batch_size, settings.seed)
         aggregators.build(settings.aggregator, settings.byz_fraction)
         estimators.build(settings.optimizer, settings.chosen_beta)
         return settings
@@ -109,6 +106,22 @@ class Settings:
         if self.optimizer == "mu2":
             return AnyTimeSGD(lr=self.lr, gamma=self.gamma)
         return SGD(lr=self.lr)
+
+
+def check_batch_size(dataset: str, model: str, size: int, seed: int) -> None:
+    """Make sure that no model normalises over a batch of one example.
+
+    Raises
+    ------
+    ConfigError
+        If it would.
+    """
+    if size > 1:
+        return
+    made = tasks.discover()[dataset].make_model(model, seed)
+    if any(isinstance(module, _BatchNorm) for module in made.modules()):
+        legal = "an integer >= 2 with a model that normalises over the batch"
+        raise ConfigError("batch-size", size, legal, "pass for example batch-size=32")
 
 
 def sees_others(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:

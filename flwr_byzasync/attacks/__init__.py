@@ -10,6 +10,7 @@ from flwr_byzasync.attacks.attack import (
     VectorAttack,
     memory_of,
     needs_of,
+    needs_rule,
 )
 from flwr_byzasync.attacks.empire import Empire
 from flwr_byzasync.attacks.flood import Flood
@@ -59,4 +60,5 @@ __all__ = [
     "discover",
     "memory_of",
     "needs_of",
+    "needs_rule",
 ]

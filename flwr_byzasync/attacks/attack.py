@@ -129,3 +129,8 @@ def needs_of(attack: VectorAttack | LabelAttack) -> Needs:
 def memory_of(attack: VectorAttack) -> int:
     """Return how many of a node's own earlier honest vectors an attack wants to be shown."""
     return int(getattr(attack, "memory", 0))
+
+
+def needs_rule(attack: VectorAttack) -> bool:
+    """Return whether an attack is searched against the server's rule."""
+    return bool(getattr(attack, "needs_rule", False))

@@ -66,6 +66,11 @@ class Empire:
         """Everything for the strongest ε, else what the class declares."""
         return Needs.EVERYTHING if self.epsilon == "optimised" else self.ATTACK.needs
 
+    @property
+    def needs_rule(self) -> bool:
+        """Whether it is searched against the server's rule."""
+        return self.epsilon == "optimised"
+
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""
         rows = rows_of(knowledge)

@@ -79,6 +79,11 @@ class Little:
         """Everything for the strongest z, else what the class declares."""
         return Needs.EVERYTHING if self.z == "optimised" else self.ATTACK.needs
 
+    @property
+    def needs_rule(self) -> bool:
+        """Whether it is searched against the server's rule."""
+        return self.z == "optimised"
+
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""
         rows = rows_of(knowledge)
@@ -115,5 +120,5 @@ def quantile(formula: str, knowledge: Knowledge) -> float:
     total = honest + byzantine
     lacking = math.floor(total / 2 + 1) - byzantine
     base = honest if formula == "paper" else total
-    share = (base - lacking) / base
+    share = (base - lacking) / base if base else LOWEST  # before any honest reply
     return NormalDist().inv_cdf(min(max(share, LOWEST), HIGHEST))

@@ -11,6 +11,7 @@ from flwr_byzasync.attacks.attack import (
     VectorAttack,
     memory_of,
     needs_of,
+    needs_rule,
 )
 from flwr_byzasync.errors import ConfigError
 
@@ -31,6 +32,11 @@ class OverBase:
     def needs(self: HasBase) -> Needs:
         """What the base needs."""
         return Needs.OWN_VECTOR if self.base is None else needs_of(self.base)
+
+    @property
+    def needs_rule(self: HasBase) -> bool:
+        """Whether the base is searched against the server's rule."""
+        return self.base is not None and needs_rule(self.base)
 
     @property
     def memory(self: HasBase) -> int:

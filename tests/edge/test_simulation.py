@@ -228,7 +228,7 @@ def test_neither_side_reaches_into_the_others_objects() -> None:
         kept[1]["stolen"] = MetricRecord({"value": 2})
         assert reply is not None
         assert reply.content.metric_records["metrics"]["value"] == 1
-        assert grid.snapshot().nodes[0].state == RecordDict()
+        assert grid.snapshot().nodes[0].states == {0: RecordDict()}
 
 
 # --- who comes and goes ---------------------------------------------------------------------
