@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from apps.paper import __main__ as command
 from apps.paper import run
 from apps.paper.cells import Cell
 from apps.paper.figures import FIGURES, cells_of, narrowed
-from apps.paper.jobs import Job
+from apps.paper.jobs import Job, run_all
 from apps.paper.nodes import Stream
 from apps.paper.plain import plain, weighted_median
 from apps.paper.results import Results
@@ -181,6 +182,12 @@ COMMAND = [*COMMON, "--only", "rule=cwmed", "rule=mean", "attack=sign_flip", "--
         (["one", "--out", "OUT", *COMMON, "--byz-fraction", "0.5"], "[0, 0.5)"),
         (["one", "--out", "OUT", *COMMON, "--byzantine", "18"], "[0, 17]"),
         (["one", "--out", "OUT", *COMMON, "--replies", "50"], "divisor"),
+        (["one", "--out", "OUT", *COMMON, "--evaluate-every", "10"], "17 nodes"),
+        (["one", "--out", "OUT", *COMMON, "--attack", "flood"], "no time to attack"),
+        (["one", "--out", "OUT", *COMMON, "--model", "mlp-bn", "--batch-size", "1"], "batch"),
+        (["one", "--out", "OUT", *COMMON, "--seeds", "99999999999999999999"], "seed"),
+        (["one", "--out", "", *COMMON], "--out"),
+        (["convex", "--out", "OUT", "--only", "rule=krumm"], "cwmed"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2_and_nothing_is_written(
@@ -266,6 +273,55 @@ def test_an_interrupted_reproduction_loses_at_most_the_cells_in_progress(tmp_pat
     cells = cells_of("fig2", range(1, 10), "digits", replies=40, evaluate_every=20)  # type: ignore[arg-type]
     left = Results(tmp_path).unfinished(cells)
     assert len(cells) - len(left) == results.read_text().count('"final": true')
+
+
+def test_a_cell_that_fails_does_not_end_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["one", "--out", str(tmp_path), *COMMON, "--seeds", "1", "--batch-size"]
+    assert command.main([*words, "100000"]) == 1
+    assert "FAILED" in capsys.readouterr().err
+    todo = [Job(replace(CELL, batch_size=size)) for size in (100_000, 16)]
+    assert not run_all(todo, Results(tmp_path), jobs=1)
+    assert [line["batch_size"] for line in Results(tmp_path).lines()] == [16] * 4
+
+
+def test_a_cell_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for accuracy in (0.1, 0.2):
+        results.add(CELL, [Evaluation(0, 0.0, 1.0, 1.0), Evaluation(60, accuracy, 1.0, 1.0, True)])
+    assert [line["accuracy"] for line in results.lines()] == [0.0, 0.2]
+    (row,) = results.summarise()
+    assert (row["seeds"], row["accuracy"]) == (1, 0.2)
+    assert len(cells_of("fig2", [1, 1])) == len(cells_of("fig2", [1]))
+
+
+def test_lines_of_other_versions_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    path = tmp_path / "results.jsonl"
+    results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(20, 0.2, 1.0, 1.0)])  # cut off
+    path.write_bytes(path.read_bytes() + b'{"cell": "old", "final": true}\n\xff\xfe\n[1]\n"half')
+    results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(60, 0.3, 1.0, 1.0, True)])
+    assert [line["reply"] for line in results.lines()] == [0, 60]
+    assert results.unfinished([CELL]) == []
+
+
+def test_several_commands_may_write_into_one_folder(tmp_path: Path) -> None:
+    cells = [replace(CELL, seed=seed) for seed in range(40)]
+
+    def add(part: list[Cell]) -> None:
+        for cell in part:
+            Results(tmp_path).add(cell, [Evaluation(60, 0.5, 1.0, 1.0, True)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, [cells[k::4] for k in range(4)]))
+    assert Results(tmp_path).unfinished(cells) == []
+
+
+def test_the_plain_loop_refuses_what_it_does_not_do() -> None:
+    for changes in ({"rule": "gm"}, {"optimizer": "sgd"}, {"attack": "little"}):
+        with pytest.raises(ConfigError, match="w-CWMed"):
+            plain(replace(CELL, **changes))
 
 
 def test_a_summary_gives_mean_and_deviation_over_seeds(tmp_path: Path) -> None:

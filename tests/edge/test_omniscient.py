@@ -15,6 +15,7 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian, GeometricMedian, Mea
 from flwr_byzasync.attacks import (
     Attack,
     Empire,
+    Flood,
     Knowledge,
     LabelFlip,
     Little,
@@ -131,8 +132,39 @@ def test_evaluations_and_questions_pass_unchanged() -> None:
             assert min(values(ask(grid, inner.node_ids[0], kind=kind))) > 0
 
 
-@pytest.mark.parametrize("fault", ["raise", "no record", "not finite", "another shape"])
-def test_a_liar_that_fails_passes_unchanged_and_counts_for_nothing(fault: str) -> None:
+def broken(fault: str) -> Any:
+    """Return an array record that is none, in many ways."""
+    whole = Array(torch.full((2,), 1.0).numpy())
+    huge = whole.data.replace(b"(2,)", b"(99999999999999,)")
+    arrays = {
+        "not finite": Array(torch.full((2,), torch.inf).numpy()),
+        "another shape": Array(torch.zeros(3).numpy()),
+        "another dtype": Array(torch.zeros(2, dtype=torch.float64).numpy()),
+        "integers": Array(torch.zeros(2, dtype=torch.int64).numpy()),
+        "no data": Array(whole.dtype, whole.shape, whole.stype, b""),
+        "half the data": Array(whole.dtype, whole.shape, whole.stype, whole.data[:-3]),
+        "a zip": Array(whole.dtype, whole.shape, whole.stype, b"PK\x03\x04"),
+        "a huge header": Array(
+            whole.dtype,
+            whole.shape,
+            whole.stype,
+            whole.data.replace(b"(2,)", b"(9" + b"9" * 13 + b",)"),
+        ),
+    }
+    return ArrayRecord({"x": arrays[fault]} if fault in arrays else {})
+
+
+FAULTS = [
+    *("raise", "no record", "nothing", "not finite", "another shape", "another dtype"),
+    *("integers", "no data", "half the data", "a zip", "a huge header"),
+]
+
+
+@pytest.mark.parametrize("payload", ["momentum", "model"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_node_that_fails_passes_unchanged_and_spoils_nobodys_lie(
+    fault: str, payload: str
+) -> None:
     def app(message: Message, context: Context) -> Message:
         reply = telling(message, context)
         if context.node_config["partition-id"] == 1:
@@ -141,21 +173,53 @@ def test_a_liar_that_fails_passes_unchanged_and_counts_for_nothing(fault: str) -
             raise ValueError
         if fault == "no record":
             del reply.content["arrays"]
-        if fault == "not finite":
-            array = Array(torch.full((2,), torch.inf).numpy())
-            reply.content["arrays"] = ArrayRecord({"x": array})
-        if fault == "another shape":
-            reply.content["arrays"] = ArrayRecord({"x": Array(torch.zeros(3).numpy())})
+        else:
+            reply.content["arrays"] = broken(fault)
         return reply
 
-    spy = Spy()
-    payload = "model" if fault == "another shape" else "momentum"
+    for liars in ([0], [1]):
+        spy = Spy()
+        with VirtualGrid(app, 2) as inner:
+            grid = OmniscientGrid(inner, spy, [inner.node_ids[liar] for liar in liars])
+            for _ in range(2):
+                ask(grid, inner.node_ids[0], payload=payload)
+                ask(grid, inner.node_ids[1], payload=payload)
+            assert len(spy.calls) == (0 if liars == [0] else 2)
+            assert grid.snapshot()[1].counts == {inner.node_ids[1]: 2}
+
+
+@pytest.mark.parametrize("attack", [Little(), Empire()])
+def test_colluders_that_are_heard_first_need_nobody_else(attack: Any) -> None:
+    with VirtualGrid(telling, 2) as inner:
+        grid = OmniscientGrid(inner, attack, [inner.node_ids[0]], sees="colluders")
+        assert all(abs(value) < 2 for value in values(ask(grid, inner.node_ids[0])))
+
+
+def test_who_a_reply_claims_to_answer_means_nothing() -> None:
+    def app(message: Message, context: Context) -> Message:
+        reply = telling(message, context)
+        reply.metadata.__dict__["_reply_to_message_id"] = "m0"
+        return reply
+
     with VirtualGrid(app, 2) as inner:
-        grid = OmniscientGrid(inner, spy, [inner.node_ids[0]])
-        ask(grid, inner.node_ids[0], payload=payload)
-        assert spy.calls == []
-        ask(grid, inner.node_ids[1])
-        assert sum(grid.snapshot()[1].counts.values()) == 1
+        grid = OmniscientGrid(inner, SignFlip(), [inner.node_ids[0]])
+        replies = grid.send_and_receive([query(node_id) for node_id in inner.node_ids])
+        assert [values(reply) for reply in replies] == [[-1.0, -1.0], [2.0, 2.0]]
+
+
+def test_refused_queries_are_not_waited_for() -> None:
+    with VirtualGrid(telling, 1) as inner:
+        grid = OmniscientGrid(inner, SignFlip(), inner.node_ids)
+        grid.push_messages([query(12345)])
+        assert grid.snapshot()[1].asked == {}
+        assert grid.send_and_receive([query(12345)]) == []
+
+
+def test_a_timeout_ends_the_waiting() -> None:
+    with VirtualGrid(telling, 2) as inner:
+        grid = OmniscientGrid(inner, SignFlip(), [])
+        assert grid.send_and_receive([query(inner.node_ids[0])], timeout=0.5) == []
+        assert inner.clock() == 0.5
 
 
 def test_the_inner_grids_clock_and_ids_are_passed_on_and_private_things_are_not() -> None:
@@ -202,9 +266,10 @@ def test_send_and_receive_is_rewritten_too() -> None:
         assert [values(reply) for reply in replies] == [[-1.0, -1.0], [2.0, 2.0]]
 
 
-def test_a_world_restored_goes_on_with_the_same_lies() -> None:
+@pytest.mark.parametrize("attack", [StaleReplay(age=2), Little()])
+def test_a_world_restored_goes_on_with_the_same_lies(attack: Any) -> None:
     with VirtualGrid(telling, 3) as inner:
-        grid = OmniscientGrid(inner, StaleReplay(age=2), [inner.node_ids[0]])
+        grid = OmniscientGrid(inner, attack, [inner.node_ids[0]])
 
         def go_on() -> list[list[float]]:
             return [values(ask(grid, node_id)) for _ in range(4) for node_id in inner.node_ids]
@@ -221,6 +286,8 @@ def test_a_world_restored_goes_on_with_the_same_lies() -> None:
     [
         ({"attack": LabelFlip()}, "attack"),
         ({"attack": SignFlip}, "attack"),
+        ({"attack": Little(z="optimised")}, "rule"),
+        ({"attack": Flood(base=Empire(epsilon="optimised"))}, "rule"),
         ({"nodes": ["a"]}, "nodes"),
         ({"nodes": "abc"}, "nodes"),
         ({"sees": "nothing"}, "sees"),

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,6 +176,44 @@ def test_an_app_that_returns_nonsense_is_an_error_of_code_2() -> None:
         assert code(pull(grid, message_id)) == 2
 
 
+class Untold(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("fault", [SystemExit, Untold, "cannot be copied"])
+def test_no_exception_of_an_app_leaves_the_grid(fault: Any) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if fault == "cannot be copied":
+            reply = Message(RecordDict(), reply_to=message)
+            reply.metadata.__dict__["lock"] = threading.Lock()
+            return reply
+        raise fault
+
+    with VirtualGrid(app, 1) as grid:
+        message_id = push(grid, 0)
+        pass_time(grid, 1.0)
+        assert code(pull(grid, message_id)) == 2
+
+
+def test_what_is_no_query_is_refused_as_flower_does() -> None:
+    with VirtualGrid(counting, 1) as grid:
+        asked = query(grid.node_ids[0])
+        grid.push_messages([asked])
+        for wrong in (Message(RecordDict(), reply_to=asked), query(grid.node_ids[0], ttl=-1.0)):
+            with pytest.raises(ValueError, match="neither a reply"):
+                grid.push_messages([wrong])
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_a_distribution_that_gives_no_time_is_named(seconds: float) -> None:
+    nodes = [VirtualNode(compute=lambda rng: seconds), VirtualNode(attack=Late(float("nan")))]
+    with VirtualGrid(counting, nodes) as grid:
+        for node, name in enumerate(("compute", "attack")):
+            with pytest.raises(ConfigError, match=name):
+                push(grid, node)
+
+
 def test_an_expired_message_is_an_error_of_code_3_but_its_node_worked() -> None:
     with VirtualGrid(counting, [VirtualNode(compute=5.0)]) as grid:
         message_id = push(grid, 0, ttl=2.0)
@@ -285,6 +324,45 @@ def test_a_node_that_comes_back_has_forgotten_and_its_lost_message_is_silent_unt
         assert code(pull(grid, lost)) == 3
 
 
+def test_a_node_that_crashes_again_is_missed_for_its_second_crash() -> None:
+    churn = [Churn(10.0, 0, "crash"), Churn(20.0, 0, "join"), Churn(50.0, 0, "crash")]
+    with VirtualGrid(counting, 1, churn=churn, heartbeat=60.0) as grid:
+        for until, listed in [(69.0, True), (109.9, True), (110.0, False)]:
+            pass_time(grid, until - grid.clock())
+            assert bool(grid.get_node_ids()) is listed
+
+
+def test_of_two_lines_of_one_time_the_first_happens_first() -> None:
+    churn = [Churn(5.0, 0, "leave"), Churn(5.0, 0, "join")]
+    with VirtualGrid(counting, 1, churn=churn) as grid:
+        assert grid.get_node_ids() == [grid.node_ids[0]]
+        pass_time(grid, 5.0)
+        assert grid.get_node_ids() == [grid.node_ids[0]]
+
+
+def test_a_reply_of_an_earlier_life_neither_forgets_nor_is_remembered() -> None:
+    churn = [Churn(4.0, 0, "leave"), Churn(5.0, 0, "join")]
+    with VirtualGrid(counting, 1, churn=churn) as grid:
+        first = push(grid, 0)
+        pass_time(grid, 1.0)
+        assert times(pull(grid, first)) == 1
+        second = push(grid, 0)
+        pass_time(grid, 5.0)  # it arrived at 2, is asked for after the node came back
+        third = push(grid, 0)
+        assert times(pull(grid, second)) == 2
+        pass_time(grid, 1.0)
+        assert times(pull(grid, third)) == 1
+
+
+def test_a_message_that_expires_before_it_is_fetched_takes_none_of_its_nodes_time() -> None:
+    with VirtualGrid(counting, [VirtualNode(compute=5.0)]) as grid:
+        push(grid, 0)
+        push(grid, 0, ttl=2.0)
+        third = push(grid, 0)
+        pass_time(grid, 10.0)
+        assert times(pull(grid, third)) == 2
+
+
 def test_a_node_whose_script_begins_with_joining_is_absent_until_then() -> None:
     with VirtualGrid(counting, 2, churn=[Churn(5.0, 1, "join")]) as grid:
         assert grid.get_node_ids() == [grid.node_ids[0]]
@@ -316,6 +394,13 @@ def test_the_identity_of_a_task_is_set_inside_the_block_and_restored() -> None:
         assert (TaskIdentity._task_id, TaskIdentity._node_id) == (None, None)
     finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+def test_a_block_cannot_be_entered_twice() -> None:
+    with VirtualGrid(counting, 1) as grid:
+        with pytest.raises(RuntimeError, match="entered before"):
+            grid.__enter__()
+        assert grid.get_node_ids() == [grid.node_ids[0]]
 
 
 def test_outside_its_block_a_grid_says_how_to_use_it() -> None:
@@ -450,6 +535,26 @@ def test_a_world_restored_goes_on_with_the_same_replies(
         with scripted() as other:
             other.restore(world)
             assert play(other, after) == first
+
+
+def test_a_world_restored_goes_on_with_the_same_arrivals() -> None:
+    with VirtualGrid(counting, 5, arrivals=PaperArrivals(5, 2, 0.4, seed=2)) as grid:
+
+        def go_on() -> list[object]:
+            came = []
+            for _ in range(10):
+                pushed.extend(push(grid, node) for node in range(5))
+                grid.sleep(1.0)
+                came += [m.content for m in grid.pull_messages(pushed) if m.has_content()]
+            return came
+
+        pushed: list[str] = []
+        go_on()
+        world, before = grid.snapshot(), list(pushed)
+        first = go_on()
+        grid.restore(world)
+        pushed = before
+        assert go_on() == first and len(first) == 10
 
 
 def test_a_snapshot_is_not_moved_by_what_happens_after_it() -> None:
