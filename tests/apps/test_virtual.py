@@ -33,7 +33,9 @@ def test_every_attack_runs_in_it_and_steers_no_robust_rule_into_nonsense(
     name: str, tmp_path: Path
 ) -> None:
     told = run_app(tmp_path, UNEVEN, attack=name, num_server_rounds=4)
-    assert told["replies"] == 200 and 0.0 <= told["accuracy"] <= 1.0
+    # What pulls towards zero slows a robust rule down; a guess is right in a tenth of all cases.
+    least = 0.25 if name in ("empire", "zero") else 0.6
+    assert told["replies"] == 200 and told["accuracy"] > least
     # A vector that is not finite is the one thing that is seen to be a lie.
     assert ("NON_FINITE" in told["rejected"]) == (name in ("inf", "nan"))
 
