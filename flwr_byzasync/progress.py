@@ -19,7 +19,10 @@ class Statistics:
     Parameters
     ----------
     replies : mapping of int to int
-        Accepted replies by node id, in the order of joining: the weights s_i.
+        Accepted replies by node id, in the order of joining: the counts s_i.
+    weights : mapping of int to float
+        Share of the weight that each node's row had in the last direction, in [0, 1]: that of
+        its replies where weights are counts without a cap. 0 without a row.
     reasons : mapping of Reason to int
         Replies that were not used.
     steps : int
@@ -35,6 +38,7 @@ class Statistics:
     steps: int = 0
     mean_staleness: float = 0.0
     former: int = 0
+    weights: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:
@@ -47,7 +51,7 @@ class Statistics:
         return sum(self.reasons.values())
 
     def share(self, node_ids: set[int]) -> float:
-        """Return the share of all weight that some nodes hold, in [0, 1]."""
+        """Return the share of all accepted replies that some nodes made, in [0, 1]."""
         held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
         total = self.accepted - self.former
         return held / total if total else 0.0
@@ -62,22 +66,36 @@ def statistics(state: ServerState) -> Statistics:
         steps=state.iterates.step,
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
         former=state.accepted - sum(replies.values()),
+        weights=MappingProxyType(_shares(state)),
     )
+
+
+def _shares(state: ServerState) -> dict[int, float]:
+    held = _weights(state)
+    total = sum(held.values()) or 1.0
+    return {node_id: held.get(node_id, 0.0) / total for node_id in state.nodes}
+
+
+def _weights(state: ServerState) -> dict[int, float]:
+    """Return the weights of the nodes that have a row."""
+    weights = state.tables.parameters.view().weights.tolist()
+    return {key: weights[node.row] for key, node in state.nodes.items() if node.row is not None}
 
 
 def weighted_metrics(state: ServerState) -> dict[str, float]:
     """Return the weighted median of each metric that nodes of most weight reported last.
 
-    A median, so that no liar can distort it; weighted by the server's own counts.
+    A median, so that no liar can distort it; weighted as the rows are.
     """
-    heard = [node for node in state.nodes.values() if node.accepted]
-    total = sum(node.accepted for node in heard)
+    held = _weights(state)
+    heard = [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
+    total = sum(held.values())
     result = {}
-    for name in sorted({name for node in heard for name in node.metrics}):
-        told = [(node.metrics[name], node.accepted) for node in heard if name in node.metrics]
-        if 2 * sum(count for _, count in told) > total:
+    for name in sorted({name for metrics, _ in heard for name in metrics}):
+        told = [(metrics[name], weight) for metrics, weight in heard if name in metrics]
+        if 2 * sum(weight for _, weight in told) > total:
             values = torch.tensor([[value] for value, _ in told], dtype=torch.float64)
-            weights = torch.tensor([count for _, count in told])
+            weights = torch.tensor([weight for _, weight in told])
             result[name] = float(CoordinateWiseMedian()(values, weights))
     return result
 

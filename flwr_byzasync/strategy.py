@@ -440,7 +440,8 @@ def _check_key(name: str, key: object, taken: str = "") -> str:
 
 
 def _check_names(name: str, names: object) -> tuple[str, ...]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    given = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if given is None or not all(isinstance(each, str) for each in given):
         fix = "pass for example [name for name, _ in model.named_buffers()]"
-        raise ConfigError(name, names, "a collection of names", fix)
-    return tuple(names)
+        raise ConfigError(name, names if given is None else given, "a collection of names", fix)
+    return given

@@ -1,0 +1,302 @@
+"""Runs that go on whatever nodes do: floods, restarts, silences, churn, on a virtual clock."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.serverapp.strategy import Result
+
+from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian
+from flwr_byzasync.attacks import Flood, SignFlip
+from flwr_byzasync.estimators import Estimator, mu2, sgd
+from flwr_byzasync.mods import attack_mod
+from flwr_byzasync.optimizers import SGD
+from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.weights import StalenessDiscount
+
+START = {"x": torch.tensor([4.0, -4.0])}
+FIRST = 100
+"""Node id of partition 0."""
+
+
+def bowl(query: Query) -> Gradient:
+    """The gradient of ‖x‖²/2, with noise: training drives the model to 0."""
+    noise = torch.randn(2, generator=query.generator)
+    return Gradient({"x": query.parameters["x"] + 0.1 * noise})
+
+
+def app(estimator: Estimator | None = None, **settings: Any) -> Callable[..., Message]:
+    return client_app(bowl, estimator=estimator or sgd(), **settings)
+
+
+def strategy_of(**settings: Any) -> AsyncRobust:
+    return AsyncRobust(
+        **{"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), "min_nodes": 3, **settings}
+    )
+
+
+def run(
+    strategy: AsyncRobust,
+    nodes: int | Sequence[VirtualNode],
+    rounds: int = 5,
+    given: Callable[..., Message] | None = None,
+    timeout: float = 300.0,
+    **world: Any,
+) -> tuple[Result, VirtualGrid]:
+    with VirtualGrid(given or app(), nodes, seed=1, **world) as grid:
+        result = strategy.start(grid, ArrayRecord(START), rounds, timeout=timeout)
+    return result, grid
+
+
+def distance(result: Result) -> float:
+    return float(result.arrays.to_torch_state_dict()["x"].norm())
+
+
+# --- a flood of replies --------------------------------------------------------------------------
+
+
+def flooded(**settings: Any) -> tuple[float, float, AsyncRobust]:
+    """Let one node of six flood; return the distance to the optimum and the share it holds.
+
+    It does not compute, so it is six times as fast as those that do.
+    """
+    liar, lie = FIRST + 5, SignFlip(scale=3.0)
+    mod = attack_mod(lambda context: lie if context.node_id == liar else None)
+    nodes = [VirtualNode(network=0.1)] * 5 + [VirtualNode(network=0.1, attack=Flood())]
+    strategy = strategy_of(
+        aggregator=CTMA(CoordinateWiseMedian(), 0.3),
+        optimizer=SGD(0.02),
+        min_nodes=6,
+        updates_per_round=400,
+        **settings,
+    )
+    result, _ = run(strategy, nodes, 1, app(mods=[mod]))
+    return distance(result), strategy.statistics().weights[liar], strategy
+
+
+def test_a_node_that_floods_owns_the_counts_and_ruins_the_run() -> None:
+    reached, share, strategy = flooded()
+    assert share > 0.5 and share == pytest.approx(strategy.statistics().share({FIRST + 5}))
+    assert not reached < 100.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_share": 0.25},
+        {"weights": "uniform"},
+        {"weights": StalenessDiscount(power=1.0), "max_share": 0.25},
+    ],
+)
+def test_a_node_that_floods_holds_no_more_than_the_cap_and_the_run_trains(
+    settings: dict[str, Any],
+) -> None:
+    reached, share, strategy = flooded(**settings)
+    assert share <= 0.25 * (1 + 1e-12)
+    assert strategy.statistics().share({FIRST + 5}) > 0.5
+    assert reached < 0.5
+
+
+# --- a node that lost its state -------------------------------------------------------------------
+
+
+def test_a_restarted_node_averages_what_it_computed_since_and_no_more() -> None:
+    sent: list[float] = []
+
+    def drawn(query: Query) -> Gradient:
+        return Gradient({"x": torch.randn(2, generator=query.generator)})
+
+    inner = client_app(drawn, estimator=mu2(beta=None))
+
+    def seen(message: Message, context: Context) -> Message:
+        reply = inner(message, context)
+        if context.node_id == FIRST:
+            sent.append(float(reply.content["arrays"].to_torch_state_dict()["x"][0]))
+        return reply
+
+    churn = [Churn(20.5, 0, "leave"), Churn(25.0, 0, "join")]
+    strategy = strategy_of(updates_per_round=100)
+    run(strategy, 3, 1, seen, churn=churn)
+    alone: list[float] = []
+
+    def draws(query: Query) -> Gradient:
+        answer = drawn(query)
+        if query.context.node_id == FIRST:
+            alone.append(float(answer.gradients["x"][0]))
+        return answer
+
+    run(strategy_of(updates_per_round=100), 3, 1, client_app(draws, estimator=sgd()), churn=churn)
+    # Where the gradient does not depend on the point, the vector is the mean of all draws.
+    before, after = torch.tensor(alone[:20]), torch.tensor(alone[20:])
+    means = [x.cumsum(0) / torch.arange(1, len(x) + 1) for x in (before, after)]
+    assert len(sent) == len(alone) > 28
+    torch.testing.assert_close(torch.tensor(sent), torch.cat(means), rtol=1e-4, atol=1e-5)
+
+
+# --- nodes that leave, fail and come back ---------------------------------------------------------
+
+
+def test_when_all_nodes_are_gone_the_run_ends_in_time_with_what_is_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    churn = [Churn(10.0 + node, node, "leave") for node in range(3)]
+    strategy = strategy_of(updates_per_round=6)
+    with caplog.at_level(logging.ERROR, logger="flwr"):
+        result, grid = run(strategy, 3, 50, timeout=30.0, churn=churn)
+    assert distance(result) < 1.0
+    assert 40.0 <= grid.clock() < 45.0
+    assert "no reply was accepted for timeout=30 seconds" in caplog.text
+    assert "0 nodes are connected" in caplog.text
+
+
+def test_when_all_nodes_come_back_in_time_the_run_goes_on() -> None:
+    churn = [Churn(10.0 + node, node, "leave") for node in range(3)]
+    churn += [Churn(35.0, node, "join") for node in range(3)]
+    strategy = strategy_of(updates_per_round=6)
+    result, _ = run(strategy, 3, 20, timeout=30.0, churn=churn)
+    assert strategy.statistics().accepted == 120
+    assert distance(result) < 0.5
+
+
+def test_a_lost_reply_is_asked_for_again_at_the_node_s_own_pace() -> None:
+    """A crash that nobody misses loses the message; at 1 s a reply it is a minute, not ten."""
+    churn = [Churn(20.5, 0, "crash"), Churn(21.0, 0, "join")]
+    strategy = strategy_of(updates_per_round=350)
+    run(strategy, 3, 1, churn=churn, heartbeat=1e6)
+    statistics = strategy.statistics()
+    assert statistics.reasons == {Reason.EXPIRED: 1}
+    # Given up a minute after 20 s, asked again a minute later.
+    assert 30 < statistics.replies[FIRST] < statistics.replies[FIRST + 1] - 110
+
+
+def test_a_late_reply_counts_with_its_true_staleness() -> None:
+    times = iter([1.0] * 5 + [100.0] * 2)
+    strategy = strategy_of(min_nodes=2, updates_per_round=112)
+    run(strategy, [VirtualNode(compute=lambda rng: next(times)), VirtualNode()], 1)
+    statistics = strategy.statistics()
+    assert statistics.reasons == {Reason.EXPIRED: 1}
+    assert statistics.replies == {FIRST: 6, FIRST + 1: 106}
+    # While both are there a reply is one step old at most, and those of the other alone are new.
+    assert 99 <= statistics.mean_staleness * 112 <= 101 + 10
+
+
+def broken_for_a_while(
+    good_again: float, clock: list[Callable[[], float]]
+) -> Callable[..., Message]:
+    """Node 0 sends NaN until some second of the virtual clock."""
+
+    def gradient(query: Query) -> Gradient:
+        answer = bowl(query)
+        if query.context.node_id == FIRST and clock[0]() < good_again:
+            return Gradient({"x": answer.gradients["x"] * torch.nan})
+        return answer
+
+    return client_app(gradient, estimator=sgd())
+
+
+@pytest.mark.parametrize(("good_again", "faults"), [(5.0, 2), (60.0, 5), (150.0, 6)])
+def test_a_shut_node_is_asked_again_and_comes_back_once_it_is_well(
+    good_again: float, faults: int
+) -> None:
+    clock: list[Callable[[], float]] = []
+    strategy = strategy_of(min_nodes=2, shut_after=5, reply_timeout=50.0, updates_per_round=500)
+    with VirtualGrid(broken_for_a_while(good_again, clock), 3, seed=1) as grid:
+        clock.append(grid.clock)
+        strategy.start(grid, ArrayRecord(START), 1, timeout=100.0)
+    statistics = strategy.statistics()
+    assert statistics.reasons == {Reason.NON_FINITE: faults}
+    assert statistics.replies[FIRST] > 40
+
+
+# --- too few nodes --------------------------------------------------------------------------------
+
+
+def thinned(**settings: Any) -> tuple[Result, AsyncRobust, VirtualGrid]:
+    """Two of three nodes are away from 20 to 60 s."""
+    churn = [Churn(20.5, node, "leave") for node in (1, 2)]
+    churn += [Churn(60.5, node, "join") for node in (1, 2)]
+    strategy = strategy_of(min_nodes=2, updates_per_round=100, **settings)
+    result, grid = run(strategy, 3, 2, churn=churn)
+    return result, strategy, grid
+
+
+def test_below_min_nodes_a_run_continues_by_default() -> None:
+    _, strategy, grid = thinned()
+    replies = list(strategy.statistics().replies.values())
+    assert replies[0] > replies[1] + 35
+    assert grid.clock() < 100.0
+
+
+@pytest.mark.parametrize("lost_rows", ["keep", "drop"])
+def test_below_min_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(lost_rows: str) -> None:
+    result, strategy, grid = thinned(below_min_nodes="wait", lost_rows=lost_rows)
+    statistics = strategy.statistics()
+    assert max(statistics.replies.values()) - min(statistics.replies.values()) <= 2
+    assert statistics.accepted == 200 and 105.0 < grid.clock() < 112.0
+    assert distance(result) < 0.5
+
+
+def test_a_run_that_waits_in_vain_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    churn = [Churn(20.5, node, "leave") for node in (1, 2)]
+    strategy = strategy_of(min_nodes=2, updates_per_round=100, below_min_nodes="wait")
+    with caplog.at_level(logging.ERROR, logger="flwr"):
+        result, grid = run(strategy, 3, 2, timeout=50.0, churn=churn)
+    assert distance(result) < 0.5 and 70.0 < grid.clock() < 75.0
+    assert "no reply was accepted for timeout=50 seconds" in caplog.text
+
+
+@pytest.mark.parametrize("lost_rows", ["keep", "drop"])
+def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -> None:
+    """Two of five leave early, far from the optimum: kept rows pull to where they stood."""
+
+    def app_of_rows(query: Query) -> Gradient:
+        return Gradient({"x": query.parameters["x"]})
+
+    churn = [Churn(1.5, node, "leave") for node in (3, 4)]
+    strategy = strategy_of(
+        aggregator=lambda rows, weights: (weights.double() @ rows.double() / weights.sum()).float(),
+        optimizer=SGD(0.02),
+        weights="uniform",
+        lost_rows=lost_rows,
+        updates_per_round=600,
+    )
+    result, _ = run(strategy, 5, 1, client_app(app_of_rows, estimator=sgd()), churn=churn)
+    assert (distance(result) < 0.01) == (lost_rows == "drop")
+    weights = strategy.statistics().weights
+    assert (weights[FIRST + 4] == 0.0) == (lost_rows == "drop")
+    assert sum(weights.values()) == pytest.approx(1.0)
+
+
+# --- arguments out of range -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("weights", "count"), ("weights", 3), ("weights", None), ("weights", StalenessDiscount),
+        ("max_share", 0.0), ("max_share", 1.5), ("max_share", "0.2"), ("max_share", True),
+        ("below_min_nodes", "stop"), ("below_min_nodes", None), ("lost_rows", "forget"),
+        ("lost_rows", 0), ("clock", 3.0), ("sleep", "1 s"), ("min_available_nodes", -1),
+        ("min_available_nodes", "2"), ("min_nodes", True), ("min_nodes", float("nan")),
+        ("updates_per_round", 0), ("updates_per_round", 1.5), ("shut_after", -1),
+        ("shut_after", 2.5), ("shut_after", None), ("reply_timeout", -1.0),
+        ("reply_timeout", float("inf")), ("reply_timeout", None), ("reply_timeout", "600"),
+        ("poll_interval", 0.0), ("poll_interval", float("nan")), ("poll_interval", None),
+        ("payload", 3), ("buffers", (1, 2)), ("buffers", None), ("device", 3.5),
+        ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
+        ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", None),
+        ("optimizer", None), ("optimizer", "sgd"),
+    ],
+)  # fmt: skip
+def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
+    argument: str, value: object
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        strategy_of(**{argument: value})
+    error = caught.value
+    assert error.argument == argument and error.legal and error.fix
+    assert str(error).startswith(f"{argument}=") and str(value)[:20] in str(error)
