@@ -83,7 +83,8 @@ class ArrivalLoop:
     def play_round(self, server_round: int, target: int) -> bool:
         """Take replies in until `target` are accepted in all.
 
-        The first round lasts until the first step, however many replies that takes.
+        The first round lasts until the first step, however many replies that takes; so does the
+        one in which a run goes on among other nodes.
 
         Returns
         -------
@@ -93,13 +94,13 @@ class ArrivalLoop:
         """
         session, self._round = self.session, server_round
         self._deadline = self._clock() + self._timeout
-        while session.state.accepted < target or session.state.iterates.step == 0:
+        while session.state.accepted < target or session.state.awaited:
             before = session.state.accepted
             here = self.look_who_is_there()
             session.state = on_clock(on_connected(session.state, here), self._clock())
             self._ask_due()
             arrived = self._take_in(target)
-            if session.state.accepted > before and session.state.iterates.step > 0:
+            if session.state.accepted > before and not session.state.awaited:
                 self._deadline = self._clock() + self._timeout
             elif self._clock() >= self._deadline or self._all_shut():
                 self._log_stalled()
@@ -121,7 +122,7 @@ class ArrivalLoop:
                 # The node that replied is sent its next query before anything else happens.
                 self._ask_due()
                 self._between()
-            if session.state.accepted >= target and session.state.iterates.step > 0:
+            if session.state.accepted >= target and not session.state.awaited:
                 break
         return arrived
 
@@ -188,9 +189,9 @@ class ArrivalLoop:
             state.iterates.step,
             "every connected node is shut after too many faults"
             if self._all_shut()
-            else f"no reply was accepted for timeout={self._timeout:g} seconds"
-            if state.iterates.step
-            else f"the first step was not made within timeout={self._timeout:g} seconds",
+            else f"the first step was not made within timeout={self._timeout:g} seconds"
+            if state.awaited or not state.founders
+            else f"no reply was accepted for timeout={self._timeout:g} seconds",
             len(self.connected),
             sum(node.accepted > 0 for node in state.nodes.values()),
             quorum(state),

@@ -1,0 +1,513 @@
+"""A run that is killed and goes on is the run that was never killed."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync import simulation as simulation_module
+from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, GeometricMedian
+from flwr_byzasync.attacks import Little
+from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.estimators import mu2
+from flwr_byzasync.omniscient import OmniscientGrid
+from flwr_byzasync.optimizers import SGD, AnyTimeSGD
+from flwr_byzasync.scene import Churn, VirtualNode
+
+RULES: dict[str, Aggregator] = {
+    "cwmed": CoordinateWiseMedian(),
+    "ctma(gm)": CTMA(GeometricMedian(), byz_fraction=0.3),
+}
+START = {"x": torch.zeros(3), "seen": torch.tensor(0)}
+NODES = 6
+ROUNDS = 4
+CHURN = (
+    Churn(1.3, 1, "leave"),
+    Churn(2.1, 2, "crash"),
+    Churn(4.7, 1, "join"),
+    Churn(6.5, 3, "leave"),
+)
+
+
+def noisy(query: Query) -> Gradient:
+    noise = torch.randn(3, generator=query.generator)
+    return Gradient(
+        {"x": query.parameters["x"] - 1.0 + 0.1 * noise},
+        buffers={"seen": query.buffers["seen"] + 1},
+        metrics={"loss": float(noise.norm())},
+    )
+
+
+def federation(churn: tuple[Churn, ...] = (), nodes: int = NODES, seed: int = 3) -> VirtualGrid:
+    scene = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.7), network=0.1)] * nodes
+    app = client_app(noisy, estimator=mu2())
+    return VirtualGrid(app, scene, run_config={"seed": 1}, seed=seed, churn=churn)
+
+
+@pytest.fixture(autouse=True)
+def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a disk proves nothing here: what is killed is no machine but a process."""
+    monkeypatch.setattr("flwr_byzasync.checkpoint._sync", lambda path: None)
+
+
+class Killing(Grid):
+    """A grid that sends this process a signal as it hands over its n-th reply."""
+
+    def __init__(self, grid: Any, at: int, number: int = signal.SIGINT) -> None:
+        self._grid, self._left, self._number = grid, at, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        replies = list(self._grid.pull_messages(message_ids))
+        self._left -= len(replies)
+        if replies and self._left == 0:
+            signal.raise_signal(self._number)
+        return replies
+
+    run = property(lambda self: self._grid.run)
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any:
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Any:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Any) -> Any:
+        return self._grid.push_messages(messages)
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class Run:
+    """One process of a run: its strategy, what it evaluated and what came of it."""
+
+    def __init__(self, folder: Path | None, rule: str = "cwmed", **changes: Any) -> None:
+        resume = folder is not None and any(folder.iterdir())
+        given = {
+            "aggregator": RULES[rule],
+            "optimizer": AnyTimeSGD(lr=0.05),
+            "updates_per_round": 9,
+            "buffers": ["seen"],
+            "checkpoints": None if folder is None else Checkpoints(folder, every_rounds=2),
+            "resume": resume,
+            **changes,
+        }
+        self.strategy = AsyncRobust(**given)
+        self.evaluated: list[int] = []
+        self.result: Result | None = None
+
+    def start(self, grid: Any, rounds: int = ROUNDS, **arguments: Any) -> "Run":
+        initial = ArrayRecord(START)  # type: ignore[arg-type]
+        self.result = self.strategy.start(
+            grid, initial, rounds, evaluate_fn=self.evaluate, **arguments
+        )
+        return self
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        self.evaluated.append(server_round)
+        far = float((arrays.to_torch_state_dict()["x"] - 1.0).norm())
+        return MetricRecord({"far": far, "replies": self.strategy.statistics().accepted})
+
+    @property
+    def outcome(self) -> tuple[Any, ...]:
+        """Everything that two runs have in common if they are the same."""
+        assert self.result is not None and self.strategy._session is not None
+        arrays = self.result.arrays.to_torch_state_dict()
+        state = self.strategy._session.state
+        kept = state.tables.parameters
+        return (
+            {name: array.tolist() for name, array in arrays.items()},
+            [state.iterates.w.tolist(), kept.view().rows.tolist(), kept.counts, kept.sent],
+            {k: dict(v) for k, v in self.result.evaluate_metrics_serverapp.items()},
+            {k: dict(v) for k, v in self.result.train_metrics_clientapp.items()},
+            self.strategy.statistics(),
+            list(state.nodes.items()),
+            list(state.book.items()),
+            (dict(state.reasons), state.queries, state.founders, state.awaited),
+        )
+
+
+def wrapped(grid: VirtualGrid, omniscient: bool, rule: str) -> Any:
+    if not omniscient:
+        return grid
+    return OmniscientGrid(grid, Little(z=1.0), grid.node_ids[:2], rule=RULES[rule])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[Any, tuple[Any, ...]]:
+    """What each kind of run comes to; filled as they are asked for."""
+    return {}
+
+
+@settings(max_examples=settings().max_examples // 4)  # each is a whole run
+@given(
+    st.integers(1, 9 * ROUNDS),
+    st.sampled_from(sorted(RULES)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
+    uninterrupted: dict[Any, tuple[Any, ...]],
+    kill_at: int,
+    rule: str,
+    omniscient: bool,
+    churn: bool,
+) -> None:
+    script = CHURN if churn else ()
+    key = (rule, omniscient, churn)
+    if key not in uninterrupted:
+        with federation(script) as grid:
+            whole = Run(None, rule).start(wrapped(grid, omniscient, rule))
+            uninterrupted[key] = (*whole.outcome, grid.clock())
+    with TemporaryDirectory() as name, federation(script) as grid:
+        folder, killed = Path(name), Run(Path(name), rule)
+        outer = wrapped(grid, omniscient, rule)
+        with pytest.raises(KeyboardInterrupt):
+            killed.start(Killing(outer, kill_at))
+        world = outer.snapshot()
+        with federation(script) as other:
+            again, resumed = wrapped(other, omniscient, rule), Run(folder, rule)
+            again.restore(world)
+            resumed.start(again)
+            assert (*resumed.outcome, other.clock()) == uninterrupted[key]
+        assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
+
+
+def test_replies_of_the_same_instant_are_no_exception() -> None:
+    def grid_of() -> VirtualGrid:
+        return VirtualGrid(client_app(noisy, estimator=mu2()), 5, run_config={"seed": 1})
+
+    with grid_of() as grid:
+        whole = Run(None, min_nodes=3).start(grid).outcome
+    for kill_at in range(1, 12):
+        with TemporaryDirectory() as name, grid_of() as grid:
+            with pytest.raises(KeyboardInterrupt):
+                Run(Path(name), min_nodes=3).start(Killing(grid, kill_at))
+            resumed = Run(Path(name), min_nodes=3).start(grid)
+            assert resumed.outcome == whole
+
+
+def test_a_run_killed_again_and_again_is_still_the_same(tmp_path: Path) -> None:
+    with federation(CHURN) as grid:
+        whole = Run(None).start(grid).outcome
+    with federation(CHURN) as grid:
+        for _ in range(40):
+            run = Run(tmp_path)
+            try:
+                run.start(Killing(grid, 3))
+                break
+            except KeyboardInterrupt:
+                pass
+        assert run.outcome == whole
+
+
+# --- another world ------------------------------------------------------------------------------
+
+
+def killed_at(kill_at: int, folder: Path, **settings: Any) -> Run:
+    run = Run(folder, **settings)
+    with federation() as grid, pytest.raises(KeyboardInterrupt):
+        run.start(Killing(grid, kill_at))
+    return run
+
+
+def state_of(run: Run) -> Any:
+    assert run.strategy._session is not None
+    return run.strategy._session.state
+
+
+def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = killed_at(28, tmp_path)
+    x, step = state_of(before).iterates.x, state_of(before).iterates.step
+    monkeypatch.setattr(simulation_module, "FIRST_NODE_ID", 500)
+    queries = []
+    with federation(seed=8) as grid:
+        push = grid.push_messages
+
+        def watched(messages: Any) -> list[str]:
+            listed = list(messages)
+            queries.extend(listed)
+            return push(listed)
+
+        grid.push_messages = watched  # type: ignore[method-assign]
+        after = Run(tmp_path).start(grid)
+    state = state_of(after)
+    assert list(state.nodes) == [500 + k for k in range(NODES)]
+    assert len(state.tables.parameters) == NODES
+    points = [m.content["arrays"].to_torch_state_dict()["x"] for m in queries]  # type: ignore[union-attr]
+    moved = next(k for k, point in enumerate(points) if not torch.equal(point, x))
+    # No step before all the new nodes have replied: each was asked again by then.
+    assert {m.metadata.dst_node_id for m in queries[NODES : moved + 1]} == set(state.nodes)
+    assert moved > NODES and state.iterates.step > step
+    assert before.evaluated == [0, 1, 2] and after.evaluated == [3, 4]
+    assert after.result is not None
+    assert sorted(after.result.evaluate_metrics_serverapp) == [0, 1, 2, 3, 4]
+    assert after.strategy.statistics().accepted == state.accepted >= 9 * ROUNDS
+    assert after.strategy.statistics().former == 28
+    assert state.reasons == {}
+
+
+def test_with_half_of_the_nodes_theirs_are_kept_and_asked_again(tmp_path: Path) -> None:
+    before = killed_at(20, tmp_path)
+    counts = [node.accepted for node in state_of(before).nodes.values()]
+    with federation(nodes=3) as grid:
+        after = Run(tmp_path).start(grid)
+    state = state_of(after)
+    assert list(state.nodes) == [100, 101, 102] and len(state.tables.parameters) == 3
+    assert sorted(node.row for node in state.nodes.values()) == [0, 1, 2]
+    assert state.tables.parameters.counts == tuple(
+        node.accepted for node in sorted(state.nodes.values(), key=lambda node: node.row)
+    )
+    assert all(node.accepted > old for node, old in zip(state.nodes.values(), counts, strict=False))
+    assert state.reasons == {Reason.LOST: 3}
+    assert after.strategy.statistics().former == sum(counts[3:])
+
+
+def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
+    killed_at(20, tmp_path)
+    with federation() as grid:
+        after = Run(tmp_path).start(grid)
+    assert state_of(after).reasons == {Reason.LOST: NODES}
+    assert len(state_of(after).tables.parameters) == NODES
+
+
+def test_a_message_id_that_the_new_network_gives_again_loses_no_node(tmp_path: Path) -> None:
+    killed_at(1, tmp_path)
+    with federation() as grid:
+        after = Run(tmp_path).start(grid)
+    assert all(node.accepted > 1 for node in state_of(after).nodes.values())
+
+
+def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_at(20, tmp_path, min_nodes=5)
+    monkeypatch.setattr(simulation_module, "FIRST_NODE_ID", 500)
+    with federation(nodes=2) as grid:
+        alone = Run(tmp_path, min_nodes=5).start(grid, timeout=50.0)
+    assert "Only 2 of 5 nodes connected within timeout=50 seconds" in caplog.text
+    assert alone.evaluated == []
+    with federation(nodes=5) as grid:
+        assert Run(tmp_path, min_nodes=5).start(grid).evaluated == [3, 4]
+
+
+def test_a_finished_run_has_its_result_at_once_and_takes_more_rounds(tmp_path: Path) -> None:
+    with federation() as grid:
+        first = Run(tmp_path).start(grid)
+        asked, clock = state_of(first).queries, grid.clock()
+        again = Run(tmp_path).start(grid)
+        assert again.outcome == first.outcome and again.evaluated == []
+        assert (state_of(again).queries, grid.clock()) == (asked, clock)
+        more = Run(tmp_path).start(grid, rounds=ROUNDS + 2)
+    assert more.evaluated == [ROUNDS + 1, ROUNDS + 2]
+    assert more.result is not None
+    assert sorted(more.result.evaluate_metrics_serverapp) == list(range(ROUNDS + 3))
+
+
+def test_what_is_no_part_of_the_algorithm_may_change(tmp_path: Path) -> None:
+    killed_at(28, tmp_path)
+    with federation() as grid:
+        after = Run(
+            tmp_path, updates_per_round=4, min_nodes=2, reply_timeout=50.0, shut_after=9
+        ).start(grid, rounds=6)
+    assert after.evaluated == [3, 4, 5, 6]
+    assert state_of(after).accepted == 25 + 4 * 4
+
+
+# --- refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"aggregator": GeometricMedian()}, "aggregator"),
+        ({"aggregator": CTMA(CoordinateWiseMedian(), byz_fraction=0.3)}, "aggregator"),
+        ({"optimizer": AnyTimeSGD(lr=0.06)}, "optimizer"),
+        ({"optimizer": SGD(lr=0.05)}, "optimizer"),
+        ({"buffers": ["seen", "x"]}, "initial_arrays"),
+    ],
+)
+def test_another_model_rule_or_optimizer_is_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], argument: str
+) -> None:
+    killed_at(12, tmp_path)
+    with federation() as grid, pytest.raises(ConfigError) as caught:
+        Run(tmp_path, **settings).start(grid)
+    assert caught.value.argument == argument
+    assert grid.clock() == 0.0
+
+
+def test_a_model_of_another_shape_is_refused_and_the_first_difference_named(tmp_path: Path) -> None:
+    killed_at(12, tmp_path)
+    run = Run(tmp_path)
+    other = ArrayRecord({"x": torch.zeros(4), "seen": torch.tensor(0)})  # type: ignore[dict-item]
+    with federation() as grid, pytest.raises(ConfigError, match=r"x torch.float32 \(3,\)"):
+        run.strategy.start(grid, other, ROUNDS)
+
+
+def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
+    killed_at(12, tmp_path)
+    with federation() as grid, pytest.raises(ConfigError, match=r"^resume=False .*resume=True"):
+        Run(tmp_path, resume=False).start(grid)
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"checkpoints": "/tmp/run1"}, "checkpoints"),
+        ({"checkpoints": None, "resume": True}, "resume"),
+        ({"resume": 1}, "resume"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AsyncRobust(CoordinateWiseMedian(), SGD(0.1), **settings)
+    assert caught.value.argument == argument
+
+
+def test_flowers_synchronous_loop_is_refused_because_nothing_would_be_written(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    with federation() as grid, pytest.raises(ConfigError, match=r"^checkpoints="):
+        Strategy.start(run.strategy, grid, ArrayRecord(START), 2)  # type: ignore[arg-type]
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_at(30, tmp_path)  # after round 2, and at the 30th reply
+    older, newest = sorted(tmp_path.glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with federation() as grid:
+        after = Run(tmp_path).start(grid)
+    assert f"Checkpoint {newest.name} is not used: it is no whole safetensors file" in caplog.text
+    assert f"Going on from {older.name}" in caplog.text
+    assert after.evaluated == [3, 4]
+
+
+def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> None:
+    killed_at(30, tmp_path)
+    for path in tmp_path.glob("checkpoint-*"):
+        path.write_bytes(b"")
+    with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a whole checkpoint"):
+        Run(tmp_path).start(grid)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = Run(tmp_path)
+    monkeypatch.setattr("flwr_byzasync.checkpoint.write_file", full)
+    with federation() as grid:
+        assert run.start(grid).evaluated == list(range(ROUNDS + 1))
+    assert "No space left on device" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- when ---------------------------------------------------------------------------------------
+
+
+def test_it_is_written_by_time_as_well_and_only_the_last_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_rounds=None, every_seconds=1.0, keep=2)
+    with federation() as grid:
+        Run(tmp_path, checkpoints=checkpoints).start(grid)
+        written = sorted(path.name for path in tmp_path.iterdir())
+        numbers = [int(name[11:19]) for name in written]
+        assert len(written) == 2 and numbers[1] == numbers[0] + 1
+        assert grid.clock() - 3 <= numbers[1] <= grid.clock() + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_checkpoint_and_its_handler_is_as_before(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    had: list[int] = []
+    before = signal.signal(number, lambda n, _: had.append(len(list(tmp_path.iterdir()))))
+    try:
+        mine = signal.getsignal(number)
+        with federation() as grid:
+            run = Run(tmp_path).start(Killing(grid, 7, number))
+        assert had == [1] and run.evaluated == list(range(ROUNDS + 1))
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, before)
+
+
+def test_in_another_thread_signals_are_not_caught_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="flwr")
+    with federation() as grid:
+        run = Run(tmp_path)
+        thread = threading.Thread(target=run.start, args=(grid,))
+        thread.start()
+        thread.join()
+    assert run.evaluated == list(range(ROUNDS + 1))
+    assert "cannot be caught in this thread" in caplog.text
+
+
+# --- kill -9 ------------------------------------------------------------------------------------
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from tests.edge.test_resume import Run, federation
+torch.set_num_threads(1)
+with federation() as grid:
+    sleep = grid.sleep
+    grid.sleep = lambda seconds: (print(grid.clock(), flush=True), sleep(seconds))
+    Run(Path(sys.argv[1])).start(grid, rounds=10_000)
+"""
+
+
+def test_a_process_killed_without_warning_loses_what_came_after_its_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert child.stdout is not None
+        while not list(tmp_path.glob("checkpoint-*")):
+            assert child.stdout.readline(), "the run ended"
+        time.sleep(random.Random(tmp_path.name).uniform(0.0, 0.3))
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+    done = (int(max(tmp_path.glob("checkpoint-*")).name[11:19])) * 2
+    with federation() as grid:
+        after = Run(tmp_path).start(grid, rounds=done + 2)
+    assert after.evaluated == [done + 1, done + 2]
+    assert after.result is not None
+    assert list(after.result.evaluate_metrics_serverapp) == list(range(done + 3))
+    assert not list(tmp_path.glob(".*"))
