@@ -95,9 +95,7 @@ class Checkpoints:
             trial.unlink()
         except OSError as error:
             legal = f"a folder that can be made and written to ({error.strerror})"
-            raise ConfigError(
-                "checkpoints", str(self.folder), legal, "pass another path"
-            ) from error
+            raise ConfigError("folder", str(self.folder), legal, "pass another path") from error
 
     def paths(self) -> list[Path]:
         """Return what looks like a checkpoint, newest first; it may be damaged."""

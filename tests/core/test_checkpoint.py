@@ -1,0 +1,449 @@
+"""Checkpoints hold everything, are whole or refused by name, and are never half written."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flwr_byzasync import checkpoint as checkpoint_module
+from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
+from flwr_byzasync.checkpoint import FORMAT, Checkpoints, DamagedError, read_file, write_file
+from flwr_byzasync.codec import MisfitError, pack, types_of, unpack
+from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.events import on_connected, on_reply, on_sent
+from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
+from flwr_byzasync.progress import Mark
+from flwr_byzasync.snapshot import (
+    CLOCK,
+    SETTINGS,
+    Position,
+    check_identity,
+    described,
+    dump,
+    identity_of,
+    load,
+    without_absent,
+)
+from flwr_byzasync.state import Node, Policy, Sent, ServerState, Tables, Update, begin
+from flwr_byzasync.table import Table
+
+MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
+NOT_OF_A_CLOCK = {(Node, "reply_times"), (Node, "metrics"), (Sent, "limit")}
+"""Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
+
+
+def fresh() -> ServerState:
+    optimizer, policy = AnyTimeSGD(lr=0.1), Policy(min_nodes=2)
+    device = torch.device("cpu")
+    return begin(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device)
+
+
+def position_at(now: float, state: ServerState) -> Position:
+    return Position(now, 7.0, 3, 5, Mark(now - 2.0, 4, 1), (1, 2, 3), {1: {"loss": 0.5}}, {})
+
+
+def played(seed: int, events: int = 12) -> ServerState:
+    """A state after some replies of three nodes, at times that follow from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    state, now = on_connected(fresh(), [1, 2, 3]), 100.0
+    for query in range(events):
+        node_id = int(torch.randint(1, 4, (1,), generator=generator))
+        now += float(torch.rand(1, generator=generator, dtype=torch.float64))
+        state = on_sent(state, node_id, f"m{query}", query, now)
+        if query % 4 < 3:
+            vector, buffers = (torch.randn(n, generator=generator) for n in (4, 3))
+            update = Update(vector, buffers, torch.tensor([query]), {"loss": 1.0 / (query + 1)})
+            state = on_reply(state, f"m{query}", update, now + 0.5)
+    return replace(state, reasons={Reason.LOST: 2, Reason.NON_FINITE: 1})
+
+
+def through_a_file(state: ServerState, folder: Path, now: float) -> tuple[ServerState, Position]:
+    path = folder / "checkpoint-00000001.safetensors"
+    write_file(path, *dump(state, position_at(200.0, state), {"payload": "momentum"}))
+    return load(*read_file(path), fresh(), now)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with its tensors and tables as lists, to be compared."""
+    if isinstance(value, Tensor):
+        return [str(value.dtype), value.tolist()]
+    if isinstance(value, Table):
+        return [plain(value.view().rows), value.counts, value.sent, plain(value.view().weights)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return [(key, plain(item)) for key, item in value.items()]
+    return value
+
+
+# --- everything ---------------------------------------------------------------------------------
+
+
+def example(hint: Any, number: int) -> Any:
+    """Return a value of a declared type that is its default nowhere."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Tensor:
+        return torch.full((3,), float(number))
+    if is_dataclass(hint):
+        return hint(
+            **{k: example(h, number + n) for n, (k, h) in enumerate(types_of(hint).items())}
+        )  # type: ignore[operator]
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return list(hint)[-1]
+    if origin is Mapping:
+        return {example(args[0], number): example(args[1], number + 1)}
+    if origin in (tuple, frozenset, list):
+        return origin([example(args[0], number + k) for k in range(2)])
+    if origin in (Union, UnionType):
+        return example(next(arm for arm in args if arm is not NoneType), number)
+    return {
+        bool: lambda: True,
+        int: lambda: number,
+        float: lambda: number + 0.25,
+        str: lambda: f"k{number}",
+    }[hint]()
+
+
+@pytest.mark.parametrize("cls", [Node, Sent, Iterates, Position])
+def test_every_field_of_what_the_server_knows_is_saved(cls: type) -> None:
+    """A field that somebody adds is saved as it is declared, or this fails for want of a codec."""
+    value, tensors = example(cls, 1000), {}
+    document = json.loads(json.dumps(pack(value, cls, tensors)))
+    assert plain(unpack(document, cls, tensors)) == plain(value)
+    assert set(document) == {field.name for field in fields(cls)}
+
+
+def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> None:
+    state, skipped = played(1), SETTINGS | {"tables"}
+    hints = {k: h for k, h in types_of(ServerState).items() if k not in skipped}
+    known = {"nodes": state.nodes, "book": state.book, "iterates": state.iterates}
+    others = {k: example(h, 5000 + n) for n, (k, h) in enumerate(hints.items())} | known
+    state = replace(state, **others)
+    loaded, _ = through_a_file(state, tmp_path, 200.0)
+    for name in hints:
+        assert plain(getattr(loaded, name)) == plain(getattr(state, name)), name
+        assert plain(getattr(state, name)) != plain(getattr(fresh(), name)), name
+    assert {field.name for field in fields(ServerState)} == hints.keys() | skipped
+
+
+def test_a_table_keeps_nothing_that_is_not_saved_derived_or_passed_again() -> None:
+    derived_or_given = {"_aggregator", "_incremental", "_derived", "_weigh", "_weights"}
+    saved = {"_rows", "_counts", "_sent"}
+    assert set(vars(fresh().tables.parameters)) - {"__orig_class__"} == saved | derived_or_given
+
+
+def test_every_number_of_seconds_is_known_as_one_of_a_clock_or_not() -> None:
+    floats = {
+        (cls, field.name)
+        for cls in (Node, Sent, Mark, ServerState)
+        for field in fields(cls)
+        if "float" in str(get_type_hints(cls)[field.name])
+    }
+    of_a_clock = {(cls, name) for cls, names in CLOCK.items() for name in names}
+    assert floats == of_a_clock | NOT_OF_A_CLOCK
+
+
+@given(st.integers(0, 2**32), st.integers(0, 15), st.sampled_from([200.0, 0.1, 1e9]))
+def test_a_state_goes_through_a_file_bit_for_bit(seed: int, events: int, now: float) -> None:
+    state = played(seed, events)
+    with TemporaryDirectory() as name:
+        loaded, position = through_a_file(state, Path(name), now)
+    shift = now - 200.0
+    nodes = {key: replace(node, due=node.due + shift) for key, node in state.nodes.items()}
+    book = {key: replace(line, sent_at=line.sent_at + shift) for key, line in state.book.items()}
+    assert plain(loaded) == plain(replace(state, nodes=nodes, book=book))
+    assert list(loaded.nodes) == list(state.nodes) and list(loaded.book) == list(state.book)
+    assert position == replace(position_at(200.0, state), now=now, mark=Mark(198.0 + shift, 4, 1))
+
+
+@given(st.integers(0, 2**32))
+def test_what_goes_on_from_a_file_steps_as_what_never_stopped(seed: int) -> None:
+    state = played(seed)
+    with TemporaryDirectory() as name:
+        loaded, _ = through_a_file(state, Path(name), 200.0)
+    ends = []
+    for one in (state, loaded):
+        for query in range(20, 26):
+            node_id = query % 3 + 1
+            one = on_sent(one, node_id, f"m{query}", query, 200.0)
+            update = Update(torch.full((4,), 1.0 / query), torch.ones(3), torch.tensor([query]))
+            one = on_reply(one, f"m{query}", update, 201.0)
+        ends.append(plain(one))
+    assert ends[0] == ends[1]
+
+
+def test_an_optimizer_with_a_state_of_its_own_keeps_it(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Heavy(Iterates):
+        velocity: Tensor | None = None
+
+    state = played(1)
+    heavy = Heavy(*(getattr(state.iterates, f.name) for f in fields(Iterates)), torch.ones(4))
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    write_file(path, *dump(replace(state, iterates=heavy), position_at(1.0, state), {}))
+    loaded, _ = load(*read_file(path), replace(fresh(), iterates=heavy), 1.0)
+    assert plain(loaded.iterates) == plain(heavy)
+
+
+def test_a_tensor_that_is_met_again_is_written_once(tmp_path: Path) -> None:
+    state = begin(MODEL, ["mean"], CoordinateWiseMedian(), SGD(0.1), Policy(), torch.device("cpu"))
+    _, tensors = dump(state, position_at(1.0, state), {})
+    assert sum(tensor.shape == (4,) for tensor in tensors.values()) == 1
+
+
+def test_a_type_without_a_codec_is_refused_when_it_is_met() -> None:
+    with pytest.raises(TypeError, match="no codec"):
+        pack(1j, complex, {})
+    with pytest.raises(TypeError, match="no codec"):
+        unpack(1, complex, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (True, int), (1.5, int), ("1", int), (1, str), (None, float), ([1], int | float),
+        ([[1]], Mapping[int, int]), ({}, Iterates), ("NOBODY", Reason), ("t9", Tensor),
+        (3, tuple[int, ...]),
+    ],
+)  # fmt: skip
+def test_what_is_not_of_its_type_is_a_misfit(value: object, hint: Any) -> None:
+    with pytest.raises(MisfitError):
+        unpack(value, hint, {})
+
+
+# --- among other nodes --------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.sets(st.sampled_from([1, 2, 3, 10**15 + 7])))
+def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: set[int]) -> None:
+    names = {1: 10**15 + 1, 2: 10**15 + 2, 3: 10**15 + 3}
+    state = played(seed)
+    nodes = {names[key]: node for key, node in state.nodes.items()}
+    book = {k: replace(line, node_id=names[line.node_id]) for k, line in state.book.items()}
+    state = replace(state, nodes=nodes, book=book, founders=frozenset(names.values()))
+    present = [names.get(node_id, node_id) for node_id in sorted(here)]
+    rows = {
+        key: state.tables.parameters.view().rows[n.row].tolist()
+        for key, n in nodes.items()
+        if n.row is not None
+    }
+    after = without_absent(state, present)
+    text = json.dumps(dump(after, Position(0.0, 0.0, 1, 1, Mark(0.0)), {})[0])
+    assert all(str(name) in text for name in present)
+    assert not any(str(name) in text for name in set(names.values()) - set(present))
+    kept = [key for key in present if key in rows]
+    for table in (after.tables.parameters, after.tables.buffers, after.tables.counters):
+        assert sorted(after.nodes[key].row for key in kept) == list(range(len(table)))  # type: ignore[type-var]
+    for key in kept:
+        assert after.tables.parameters.view().rows[after.nodes[key].row].tolist() == rows[key]
+        assert after.tables.parameters.counts[after.nodes[key].row] == after.nodes[key].accepted  # type: ignore[index]
+    assert after.awaited == after.founders == frozenset(present)
+    assert after.accepted == state.accepted
+
+
+# --- files --------------------------------------------------------------------------------------
+
+DOCUMENT, TENSORS = {"a": [1, 2.5, None]}, {"t0": torch.arange(6.0), "t1": torch.tensor(3)}
+
+
+def written(folder: Path, count: int = 1, keep: int = 3) -> list[Path]:
+    checkpoints = Checkpoints(folder, keep=keep)
+    for _ in range(count):
+        checkpoints.write(DOCUMENT, TENSORS)
+    return checkpoints.paths()
+
+
+def test_what_is_written_is_read_back_and_numbers_of_any_kind_survive(tmp_path: Path) -> None:
+    numbers = [math.inf, -math.inf, 0.1, 5e-324, -0.0, 2**80, 1e308]
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    write_file(path, {"numbers": numbers, "text": "µ\n\"'\0"}, TENSORS)
+    document, tensors = read_file(path)
+    assert repr(document) == repr({"numbers": numbers, "text": "µ\n\"'\0"})
+    assert plain(tensors) == plain(TENSORS)
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    (path,) = written(tmp_path)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            document, tensors = read_file(path)
+        except DamagedError:
+            continue
+        # What remains are spaces of the header, and the order of its keys.
+        assert document == DOCUMENT and plain(tensors) == plain(TENSORS), at
+
+
+@given(st.data())
+def test_a_truncated_file_is_refused(data: st.DataObject) -> None:
+    with TemporaryDirectory() as name:
+        (path,) = written(Path(name))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        with pytest.raises(DamagedError, match="no whole safetensors file"):
+            read_file(path)
+
+
+def foreign(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path)
+
+
+def of_the_future(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "2"})
+
+
+def without_checksum(path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "1", "document": "{}"})
+
+
+def a_pickle(path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (foreign, "it was not written by flwr_byzasync"),
+        (of_the_future, "its format is version 2, and this release reads 1"),
+        (without_checksum, "its content does not match its checksum"),
+        (a_pickle, "it is no whole safetensors file"),
+        (a_folder, "it is no whole safetensors file"),
+    ],
+)
+def test_a_foreign_file_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], why: str
+) -> None:
+    newest, older = written(tmp_path, count=2)
+    spoil(newest)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        read = list(Checkpoints(tmp_path).read())
+    assert [path for path, _, _ in read] == [older]
+    assert f"Checkpoint {newest.name} is not used: {why}" in caplog.text
+
+
+def test_the_last_few_are_kept_and_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    for name in ("checkpoint-final.safetensors", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"mine")
+    paths = written(tmp_path, count=12, keep=2)
+    assert [path.name[11:19] for path in paths] == ["00000012", "00000011"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("step", ["save_file", "_sync", "replace"])
+def test_a_write_that_fails_at_any_step_leaves_the_earlier_ones_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = written(tmp_path, count=3)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    where: Any = Path if step == "replace" else checkpoint_module
+    monkeypatch.setattr(where, step, fails)
+    with pytest.raises(OSError, match="No space"):
+        Checkpoints(tmp_path).write(DOCUMENT, TENSORS)
+    assert sorted(tmp_path.iterdir()) == sorted(before)
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (done.append("rename"), rename(self, target))[1]
+    )
+    written(tmp_path)
+    assert done == ["fsync", "rename", "fsync"]
+
+
+def test_what_a_killed_run_had_half_written_is_cleared_away(tmp_path: Path) -> None:
+    half = tmp_path / "deep" / ".checkpoint-00000007.safetensors.tmp"
+    Checkpoints(tmp_path / "deep").prepare()
+    half.write_bytes(b"half")
+    assert Checkpoints(tmp_path / "deep").paths() == []
+    Checkpoints(tmp_path / "deep").prepare()
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"folder": "runs/1"}, "folder"), ({"folder": ""}, "folder"), ({"folder": 3}, "folder"),
+        ({"every_rounds": 0}, "every_rounds"), ({"every_rounds": 1.5}, "every_rounds"),
+        ({"every_rounds": None}, "every_rounds"), ({"every_seconds": 0.0}, "every_seconds"),
+        ({"every_seconds": math.inf}, "every_seconds"), ({"every_seconds": "60"}, "every_seconds"),
+        ({"keep": 0}, "keep"), ({"keep": True}, "keep"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{argument}=.* is not legal: it must be .*; .*\\.$"):
+        Checkpoints(**{"folder": "/data/run1", **settings})
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"^folder=.*that can be made and written to"):
+        Checkpoints(tmp_path / "file" / "run").prepare()
+
+
+# --- identity -----------------------------------------------------------------------------------
+
+
+def a_rule(rows: Tensor, weights: Tensor) -> Tensor:
+    return rows[0]
+
+
+class Plain:
+    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+        return rows[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (CTMA(GeometricMedian(), 0.3), "CTMA(base=GeometricMedian(), byz_fraction=0.3)"),
+        (a_rule, "a_rule"),
+        (Plain(), "Plain"),
+        ((1, None, "x"), "[1, None, 'x']"),
+    ],
+)
+def test_a_rule_is_described_with_its_settings_and_without_addresses(
+    rule: object, text: str
+) -> None:
+    assert described(rule) == text
+
+
+def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
+    own = identity_of(fresh(), CoordinateWiseMedian(), "momentum")
+    check_identity(own, own, "checkpoint-1")
+    assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
+    for name in own:
+        with pytest.raises(ConfigError, match=f"^{name}=.*when checkpoint-1 was written: other"):
+            check_identity({**own, name: "other"}, own, "checkpoint-1")
+
+
+def test_the_tables_are_all_of_the_state_s() -> None:
+    document, _ = dump(fresh(), position_at(1.0, fresh()), {})
+    assert document["tables"].keys() == {field.name for field in fields(Tables)}
