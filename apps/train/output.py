@@ -36,7 +36,8 @@ class Output:
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                (self._folder / "metrics.jsonl").write_text("")
+                # A run that goes on adds to what its former process told.
+                (self._folder / "metrics.jsonl").open("a" if settings.resume else "w").close()
             except OSError as error:
                 legal = f"a folder that can be made and written to ({error.strerror})"
                 fix = "pass another path, or '' to write nothing"

@@ -62,6 +62,8 @@ def main(grid: Grid, context: Context) -> None:
         updates_per_round=settings.updates_per_round,
         buffers=[name for name, _ in model.named_buffers()],
         device=settings.chosen_device,
+        checkpoints=settings.checkpoints(),
+        resume=settings.resume,
     )
     partitions = identify(grid, nodes)
     result = strategy.start(

@@ -15,6 +15,7 @@ from apps.train import tasks
 from apps.train.tasks import partitions
 from flwr_byzasync import aggregators, attacks, estimators
 from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
+from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.errors import (
     ConfigError,
     check_byz_fraction,
@@ -58,6 +59,9 @@ class Settings:
     seed: int
     device: str
     output_dir: str
+    checkpoint_dir: str
+    checkpoint_every: int
+    resume: bool
 
     @classmethod
     def of(cls, run_config: Mapping[str, object]) -> "Settings":
@@ -75,6 +79,9 @@ class Settings:
         fix = f"pass for example model='{next(iter(task.models))}'"
         check_choice("model", settings.model, task.models, fix=fix)
         task.check(settings.data_dir, settings.download)
+        if settings.resume and not settings.checkpoint_dir:
+            fix = "pass the checkpoint-dir of the run to go on with"
+            raise ConfigError("resume", True, "false while checkpoint-dir is empty", fix)
         check_batch_size(settings.dataset, settings.model, settings.batch_size, settings.seed)
         aggregators.build(settings.aggregator, settings.byz_fraction)
         estimators.build(settings.optimizer, settings.chosen_beta)
@@ -100,6 +107,12 @@ class Settings:
         if self.device != "auto":
             return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def checkpoints(self) -> Checkpoints | None:
+        """Return where and how often the run is written down; None where it is not."""
+        if not self.checkpoint_dir:
+            return None
+        return Checkpoints(self.checkpoint_dir, every_rounds=self.checkpoint_every)
 
     def server_optimizer(self) -> Optimizer:
         """Return the server's half of the optimizer: AnyTime for μ², plain SGD for the others."""
@@ -151,9 +164,9 @@ def _checked(key: str, value: object) -> object:
                 legal = "'auto' or 'cpu' on a machine where torch finds no CUDA device"
                 raise ConfigError(key, value, legal, "pass 'auto'")
             return device
-        case "download" if not isinstance(value, bool):
+        case "download" | "resume" if not isinstance(value, bool):
             raise ConfigError(key, value, "true or false", "write it without quotes")
-        case "data-dir" | "output-dir":
+        case "data-dir" | "output-dir" | "checkpoint-dir":
             return _checked_directory(key, value)
         case "byz-fraction":
             return check_byz_fraction(key, value)
@@ -171,7 +184,7 @@ def _checked(key: str, value: object) -> object:
             return check_integer(key, value, low=0, high=high, fix=f"pass for example {key}=1")
         case "model" | "aggregator" if not isinstance(value, str):
             raise ConfigError(key, value, "a name", "write it in quotes")
-        case "model" | "aggregator" | "download":
+        case "model" | "aggregator" | "download" | "resume":
             return value
         case _:
             return check_integer(key, value, low=1, fix=f"pass for example {key}=10")

@@ -33,7 +33,7 @@ def test_every_run_config_key_is_explained() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = pyproject.split("[tool.flwr.app.config]")[1].split("\n# ---")[0]
     keys = re.findall(r"^([a-z-]+) = (.+)$", section, re.M)
-    assert len(keys) == 20
+    assert len(keys) == 23
     assert [key for key, default in keys if f"| `{key}` | `{default}` |" not in text] == []
 
 
