@@ -1,5 +1,6 @@
 """A run that is killed and goes on is the run that was never killed."""
 
+import json
 import random
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from flwr_byzasync.estimators import mu2
 from flwr_byzasync.omniscient import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.scene import Churn, VirtualNode
+from tests.apps.virtual import run_app
 
 RULES: dict[str, Aggregator] = {
     "cwmed": CoordinateWiseMedian(),
@@ -193,18 +195,27 @@ def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
         assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
 
 
-def test_replies_of_the_same_instant_are_no_exception() -> None:
-    def grid_of() -> VirtualGrid:
-        return VirtualGrid(client_app(noisy, estimator=mu2()), 5, run_config={"seed": 1})
+ALIKE = (5, range(1, 12), {"min_nodes": 3})
+SLOW = (50.0, 50.0, 700.0, 700.0, 1e5)
+"""At 700 s four replies arrive at once, and the third shows that the fifth node is far slower."""
+GIVING_UP = ([VirtualNode(compute=seconds) for seconds in SLOW], range(27, 31), {})
 
+
+@pytest.mark.parametrize(("nodes", "kills", "changes"), [ALIKE, GIVING_UP])
+def test_replies_of_the_same_instant_are_no_exception(
+    nodes: Any, kills: range, changes: dict[str, Any]
+) -> None:
+    def grid_of() -> VirtualGrid:
+        return VirtualGrid(client_app(noisy, estimator=mu2()), nodes, run_config={"seed": 1})
+
+    changes = {"reply_timeout": 5000.0, **changes}
     with grid_of() as grid:
-        whole = Run(None, min_nodes=3).start(grid).outcome
-    for kill_at in range(1, 12):
+        whole = Run(None, **changes).start(grid).outcome
+    for kill_at in kills:
         with TemporaryDirectory() as name, grid_of() as grid:
             with pytest.raises(KeyboardInterrupt):
-                Run(Path(name), min_nodes=3).start(Killing(grid, kill_at))
-            resumed = Run(Path(name), min_nodes=3).start(grid)
-            assert resumed.outcome == whole
+                Run(Path(name), **changes).start(Killing(grid, kill_at))
+            assert Run(Path(name), **changes).start(grid).outcome == whole
 
 
 def test_a_run_killed_again_and_again_is_still_the_same(tmp_path: Path) -> None:
@@ -295,8 +306,10 @@ def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
 
 def test_a_message_id_that_the_new_network_gives_again_loses_no_node(tmp_path: Path) -> None:
     killed_at(1, tmp_path)
-    with federation() as grid:
+    # The one that joins is asked at once, with the id m0 that another's message has in the book.
+    with federation(nodes=NODES + 1) as grid:
         after = Run(tmp_path).start(grid)
+    assert after.strategy.statistics().rejected == NODES
     assert all(node.accepted > 1 for node in state_of(after).nodes.values())
 
 
@@ -511,3 +524,35 @@ def test_a_process_killed_without_warning_loses_what_came_after_its_last_checkpo
     assert after.result is not None
     assert list(after.result.evaluate_metrics_serverapp) == list(range(done + 3))
     assert not list(tmp_path.glob(".*"))
+
+
+# --- the reference app --------------------------------------------------------------------------
+
+
+def test_the_reference_app_goes_on_and_adds_to_what_it_told(tmp_path: Path) -> None:
+    small = {"checkpoint_dir": str(tmp_path / "run"), "resume": True, "updates_per_round": 20}
+    nodes = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5))] * 10
+    run_app(tmp_path / "out", nodes, num_server_rounds=2, **small)
+    told = run_app(tmp_path / "out", nodes, num_server_rounds=4, **small)
+    assert told["rounds"] == 4 and told["config"]["resume"] is True
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3, 4]
+    replies = [json.loads(line)["replies"] for line in lines]
+    assert replies == sorted(replies) and replies[-1] == told["replies"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"checkpoint_dir": "run"}, "checkpoint-dir"),
+        ({"checkpoint_every": 0}, "checkpoint-every"),
+        ({"resume": "yes"}, "resume"),
+        ({"resume": True}, "resume"),
+    ],
+)
+def test_the_reference_app_refuses_bad_settings_by_name(
+    tmp_path: Path, changes: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_app(tmp_path / "out", 10, **changes)
+    assert caught.value.argument == argument
