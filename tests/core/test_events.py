@@ -41,6 +41,11 @@ events = st.lists(
     max_size=40,
 )
 
+HEARD: list[tuple[str, object]] = [
+    ("ask", None), *(("update", node) for node in range(3)), ("ask", None)
+]  # fmt: skip
+"""All founders have replied, and are asked again."""
+
 
 def fresh(
     min_nodes: int | None = None, weigh: WeightPolicy | None = None, **settings: Any
@@ -198,6 +203,7 @@ def reply(state: ServerState, node: int, value: float, now: float = 0.0) -> Serv
 def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
     script: list[tuple[str, object]], lost_rows: str
 ) -> None:
+    script = [*HEARD, *script]
     states = play(fresh(lost_rows=lost_rows), script)
     latest: dict[int, float] = {}
     for before, after, (k, (kind, node)) in zip(

@@ -285,6 +285,7 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("updates_per_round", 0), ("updates_per_round", 1.5), ("shut_after", -1),
         ("shut_after", 2.5), ("shut_after", None), ("reply_timeout", -1.0),
         ("reply_timeout", float("inf")), ("reply_timeout", None), ("reply_timeout", "600"),
+        ("min_reply_timeout", 0.0), ("min_reply_timeout", "60"), ("min_reply_timeout", None),
         ("poll_interval", 0.0), ("poll_interval", float("nan")), ("poll_interval", None),
         ("payload", 3), ("buffers", (1, 2)), ("buffers", None), ("device", 3.5),
         ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
