@@ -124,4 +124,6 @@ class Session:
             logger.warning("Reply of node %d not used: %s%s.", node_id, reason, detail)
         node = self.state.nodes[node_id]
         if node.status is Status.SHUT:
-            logger.warning("Node %d is not asked again: %d faults in a row.", node_id, node.faults)
+            logger.warning(
+                "Node %d is left alone for long: %d faults in a row.", node_id, node.faults
+            )

@@ -20,8 +20,9 @@ class TableView:
         (m, d) latest vectors in the order in which nodes first replied, all finite; not to be
         written, and overwritten by the next reply.
     weights : Tensor
-        (m,) int64 >= 1 on the host: the server counts them itself, so that a rule may read
-        them without waiting for the device.
+        (m,) int64 >= 1 on the host wherever a rule is kept up to date: the server counts them
+        itself, so that a rule may read them without waiting for the device. Other weights, of a
+        policy that is not counts, go to the rule's call.
     """
 
     rows: Tensor
