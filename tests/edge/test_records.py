@@ -1,7 +1,6 @@
 """Whatever a client sends becomes an Update or a Reason; it never raises."""
 
 from collections.abc import Callable
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -13,188 +12,34 @@ from hypothesis import strategies as st
 from flwr_byzasync import ConfigError, Reason, records
 from flwr_byzasync.layout import ModelLayout
 from flwr_byzasync.state import Rejected, Update
-
-CPU = torch.device("cpu")
-MODEL = {
-    "w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
-    "b": torch.tensor([5.0, 6.0], dtype=torch.float64),
-    "mean": torch.tensor([7.0]),
-    "n": torch.tensor(8),
-}
-LAYOUT = ModelLayout.of(MODEL, buffers=["mean"])
-QUERY = 3
-
-
-def good() -> RecordDict:
-    return RecordDict(
-        {
-            "arrays": records.record_of({"w": MODEL["w"], "b": MODEL["b"]}),
-            "buffers": records.record_of({"mean": MODEL["mean"], "n": MODEL["n"]}),
-            "metrics": MetricRecord({"loss": 0.5}),
-            "config": ConfigRecord({"byz.query": QUERY, "byz.payload": "momentum"}),
-        }
-    )
+from tests.edge.zoo import (
+    CPU,
+    F4,
+    LAYOUT,
+    MODEL,
+    QUERY,
+    USABLE,
+    ZOO,
+    answered,
+    good,
+    numpy_array,
+    plus,
+    with_w,
+)
 
 
 @pytest.fixture
-def decode(message: Message) -> Callable[[RecordDict | Error], Update | Rejected]:
-    def decoded(content: RecordDict | Error) -> Update | Rejected:
-        reply = Message(content, reply_to=message)
+def decode(message: Message) -> Callable[[RecordDict | Error | None], Update | Rejected]:
+    def decoded(content: RecordDict | Error | None) -> Update | Rejected:
+        reply = answered(message, content)
         return records.decode_reply(reply, LAYOUT, CPU, QUERY, "momentum")
 
     return decoded
 
 
-def numpy_array(value: np.ndarray, **lies: object) -> Array:
-    array = Array(value)
-    for name, lie in lies.items():
-        setattr(array, name, lie)
-    return array
-
-
-def with_w(array: Array) -> RecordDict:
-    content = good()
-    content["arrays"]["w"] = array  # type: ignore[index]
-    return content
-
-
-def renamed(**names: str) -> RecordDict:
-    content = good()
-    old = dict(content.array_records["arrays"])
-    content["arrays"] = ArrayRecord({names.get(key, key): array for key, array in old.items()})
-    return content
-
-
-def without(key: str) -> RecordDict:
-    content = good()
-    del content[key]
-    return content
-
-
-def plus(**changes: object) -> RecordDict:
-    content = good()
-    for key, value in changes.items():
-        content[key] = value  # type: ignore[assignment]
-    return content
-
-
-def header_claiming(shape: tuple[int, ...]) -> bytes:
-    stream = BytesIO()
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue()
-
-
-F4 = np.ones((2, 2), dtype=np.float32)
-NAN, INF = F4 * np.float32("nan"), F4 * np.float32("inf")
-PICKLED = BytesIO()
-np.save(PICKLED, np.array([{"evil": 1}], dtype=object), allow_pickle=True)
-ZIPPED = BytesIO()
-np.savez(ZIPPED, F4)
-
-ZOO: dict[str, tuple[Callable[[], RecordDict | Error], Reason]] = {
-    "error 0": (lambda: Error(0, "actor died"), Reason.CRASHED),
-    "error 2": (lambda: Error(2, "line\n<class 'ValueError'>"), Reason.CLIENT_ERROR),
-    "error 3": (lambda: Error(3, "gone"), Reason.LOST),
-    "error 5": (lambda: Error(5, "node"), Reason.NODE_GONE),
-    "error 8": (lambda: Error(8, "stopped responding"), Reason.CRASHED),
-    "error 99": (lambda: Error(99, ""), Reason.CLIENT_ERROR),
-    "empty": (RecordDict, Reason.MISSING_RECORD),
-    "no arrays": (lambda: without("arrays"), Reason.MISSING_RECORD),
-    "no buffers": (lambda: without("buffers"), Reason.MISSING_RECORD),
-    "no echo": (lambda: without("config"), Reason.MISSING_RECORD),
-    "arrays are metrics": (lambda: plus(arrays=MetricRecord()), Reason.MISSING_RECORD),
-    "extra arrays": (lambda: plus(more=ArrayRecord()), Reason.EXTRA_RECORD),
-    "wrong query": (
-        lambda: plus(config=ConfigRecord({"byz.query": 2, "byz.payload": "momentum"})),
-        Reason.WRONG_QUERY,
-    ),
-    "query is text": (
-        lambda: plus(config=ConfigRecord({"byz.query": "3", "byz.payload": "momentum"})),
-        Reason.WRONG_QUERY,
-    ),
-    "query is true": (
-        lambda: plus(config=ConfigRecord({"byz.query": True, "byz.payload": "momentum"})),
-        Reason.WRONG_QUERY,
-    ),
-    "wrong payload": (
-        lambda: plus(config=ConfigRecord({"byz.query": QUERY, "byz.payload": "model"})),
-        Reason.WRONG_PAYLOAD,
-    ),
-    "renamed": (lambda: renamed(w="v"), Reason.WRONG_NAMES),
-    "reordered": (
-        lambda: plus(arrays=records.record_of({"b": MODEL["b"], "w": MODEL["w"]})),
-        Reason.WRONG_NAMES,
-    ),
-    "missing array": (
-        lambda: plus(arrays=records.record_of({"w": MODEL["w"]})),
-        Reason.WRONG_NAMES,
-    ),
-    "wrong shape": (lambda: with_w(Array(F4.reshape(4))), Reason.WRONG_SHAPE),
-    "wrong rank": (lambda: with_w(Array(F4.reshape(1, 2, 2))), Reason.WRONG_SHAPE),
-    "empty array": (lambda: with_w(Array(F4[:0])), Reason.WRONG_SHAPE),
-    "wrong dtype": (lambda: with_w(Array(F4.astype(np.float64))), Reason.WRONG_DTYPE),
-    "integers": (lambda: with_w(Array(F4.astype(np.int64))), Reason.WRONG_DTYPE),
-    "complex": (lambda: with_w(Array(F4.astype(np.complex64))), Reason.WRONG_DTYPE),
-    "big-endian": (lambda: with_w(Array(F4.astype(">f4"))), Reason.WRONG_DTYPE),
-    "nan": (lambda: with_w(Array(NAN)), Reason.NON_FINITE),
-    "inf": (lambda: with_w(Array(INF)), Reason.NON_FINITE),
-    "minus inf in float64": (
-        lambda: plus(
-            arrays=records.record_of({"w": MODEL["w"], "b": -torch.inf * torch.ones(2).double()})
-        ),
-        Reason.NON_FINITE,
-    ),
-    "nan in a buffer": (
-        lambda: plus(
-            buffers=records.record_of({"mean": torch.tensor([torch.nan]), "n": MODEL["n"]})
-        ),
-        Reason.NON_FINITE,
-    ),
-    "norm beyond the rules": (
-        lambda: plus(
-            arrays=records.record_of({"w": MODEL["w"], "b": 1e151 * torch.ones(2).double()})
-        ),
-        Reason.OVERFLOW,
-    ),
-    "square overflows": (
-        lambda: plus(
-            arrays=records.record_of({"w": MODEL["w"], "b": 1e200 * torch.ones(2).double()})
-        ),
-        Reason.OVERFLOW,
-    ),
-    "garbage": (lambda: with_w(numpy_array(F4, data=b"garbage")), Reason.UNREADABLE),
-    "no bytes": (lambda: with_w(numpy_array(F4, data=b"")), Reason.UNREADABLE),
-    "cut": (lambda: with_w(numpy_array(F4, data=Array(F4).data[:-1])), Reason.UNREADABLE),
-    "longer": (lambda: with_w(numpy_array(F4, data=Array(F4).data + b"x")), Reason.UNREADABLE),
-    "pickle": (
-        lambda: with_w(numpy_array(F4, data=PICKLED.getvalue())),
-        Reason.WRONG_DTYPE,
-    ),
-    "zip": (lambda: with_w(numpy_array(F4, data=ZIPPED.getvalue())), Reason.UNREADABLE),
-    "stype": (lambda: with_w(numpy_array(F4, stype="torch")), Reason.UNREADABLE),
-    "lying dtype": (
-        lambda: with_w(numpy_array(F4.astype(np.float64), dtype="float32")),
-        Reason.WRONG_DTYPE,
-    ),
-    "lying shape": (
-        lambda: with_w(numpy_array(np.ones(5, np.float32), shape=(2, 2))),
-        Reason.WRONG_SHAPE,
-    ),
-    "claims a terabyte": (
-        lambda: with_w(numpy_array(F4, data=header_claiming((2**38,)))),
-        Reason.WRONG_SHAPE,
-    ),
-    "claims what it lacks": (
-        lambda: with_w(numpy_array(F4, data=header_claiming((2, 2)))),
-        Reason.UNREADABLE,
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ZOO)
 def test_a_hostile_reply_becomes_its_reason(
-    name: str, decode: Callable[[RecordDict | Error], Update | Rejected]
+    name: str, decode: Callable[[RecordDict | Error | None], Update | Rejected]
 ) -> None:
     make, reason = ZOO[name]
     decoded = decode(make())
@@ -202,8 +47,23 @@ def test_a_hostile_reply_becomes_its_reason(
     assert decoded.reason is reason
 
 
+@pytest.mark.parametrize("name", USABLE)
+def test_what_comes_beside_usable_arrays_costs_a_reply_nothing(
+    name: str, decode: Callable[[RecordDict | Error | None], Update | Rejected]
+) -> None:
+    decoded = decode(USABLE[name]())
+    assert isinstance(decoded, Update)
+    assert len(decoded.metrics) <= records.MAX_METRICS
+    assert all(abs(value) < 1e300 for value in decoded.metrics.values())
+
+
+def test_every_reason_that_decoding_can_give_is_in_the_zoo() -> None:
+    elsewhere = {Reason.EXPIRED, Reason.UNSENT, Reason.UNSOLICITED}
+    assert {reason for _, reason in ZOO.values()} == set(Reason) - elsewhere
+
+
 def test_a_good_reply_becomes_its_vectors(
-    decode: Callable[[RecordDict | Error], Update | Rejected],
+    decode: Callable[[RecordDict | Error | None], Update | Rejected],
 ) -> None:
     decoded = decode(good())
     assert isinstance(decoded, Update)
@@ -214,11 +74,36 @@ def test_a_good_reply_becomes_its_vectors(
 
 
 def test_an_array_in_fortran_order_is_read_by_its_values(
-    decode: Callable[[RecordDict | Error], Update | Rejected],
+    decode: Callable[[RecordDict | Error | None], Update | Rejected],
 ) -> None:
     decoded = decode(with_w(Array(np.asfortranarray(MODEL["w"].numpy()))))
     assert isinstance(decoded, Update)
     assert decoded.vector[:4].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=20),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_every_finite_vector_of_a_norm_up_to_the_limit_passes_and_no_other(
+    values: list[float], dtype: torch.dtype, message: Message
+) -> None:
+    """In float32 squares overflow from 1e19 on: that alone must not cost a node its reply."""
+    sent = torch.tensor(values, dtype=dtype) * (1e130 if dtype is torch.float64 else 1)
+    content = plus(arrays=records.record_of({"w": sent}))
+    del content["buffers"]
+    reply, layout = (
+        Message(content, reply_to=message),
+        ModelLayout.of({"w": sent.new_zeros(len(sent))}),
+    )
+    decoded = records.decode_reply(reply, layout, CPU, QUERY, "momentum")
+    norm = float(np.sqrt(np.sum(np.square(sent.double().numpy() / 1e150))))
+    if not sent.isfinite().all():
+        assert isinstance(decoded, Rejected) and decoded.reason is Reason.NON_FINITE
+    elif norm > 1.0:
+        assert isinstance(decoded, Rejected) and decoded.reason is Reason.OVERFLOW
+    else:
+        assert isinstance(decoded, Update) and torch.equal(decoded.vector, sent)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +117,7 @@ def test_an_array_in_fortran_order_is_read_by_its_values(
     ],
 )
 def test_hostile_metrics_are_not_shown_and_cost_the_reply_nothing(
-    metrics: object, kept: object, decode: Callable[[RecordDict | Error], Update | Rejected]
+    metrics: object, kept: object, decode: Callable[[RecordDict | Error | None], Update | Rejected]
 ) -> None:
     decoded = decode(plus(metrics=metrics))
     assert isinstance(decoded, Update)
