@@ -1,0 +1,1 @@
+"""A Flower app that the deployment tests run: least squares, with clients on NumPy alone."""

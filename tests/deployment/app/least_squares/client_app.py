@@ -1,0 +1,137 @@
+"""Clients on NumPy alone, since every message starts a process: honest, slow, and hostile ones.
+
+A node's behaviour is named in its node-config.
+"""
+
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from least_squares import task
+
+app = ClientApp()
+
+ECHOED = ("byz.query", "byz.payload")
+SLOW_SECONDS = 4.0
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer as this node's behaviour says."""
+    content = BEHAVIOURS[str(context.node_config["behaviour"])](message, context)
+    return Message(content, reply_to=message)
+
+
+def honest(message: Message, context: Context) -> RecordDict:
+    """Return the gradient, in the form that AsyncRobust expects."""
+    content, config = message.content, message.content.config_records["config"]
+    model = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+    partition, count = context.node_config["partition-id"], config["byz.count"]
+    gradient = task.gradient(model, int(str(partition)), int(str(count)))
+    return RecordDict(
+        {
+            "arrays": ArrayRecord({name: Array(value) for name, value in gradient.items()}),
+            "metrics": MetricRecord({"loss": task.loss(model)}),
+            "config": ConfigRecord({key: config[key] for key in ECHOED}),
+        }
+    )
+
+
+def boastful(message: Message, context: Context) -> RecordDict:
+    """Return the gradient with metrics that would win or poison a weighted mean."""
+    reply = honest(message, context)
+    reply["metrics"] = MetricRecord({"num-examples": 10**12, "loss": float("nan"), "weight": -1.0})
+    return reply
+
+
+def slow(message: Message, context: Context) -> RecordDict:
+    """Say that the computation has begun, and take a while."""
+    (_output(context) / "computing").touch()
+    time.sleep(SLOW_SECONDS)
+    return honest(message, context)
+
+
+def dying(message: Message, context: Context) -> RecordDict:
+    """End the process without a word at the first message of all; be honest afterwards."""
+    died = _output(context) / "died"
+    if not died.exists():
+        died.touch()
+        os._exit(1)
+    return honest(message, context)
+
+
+def hostile(message: Message, context: Context) -> RecordDict:
+    """Break a reply in another way each time."""
+    asked = context.state.config_records.get("asked", ConfigRecord({"times": 0}))
+    times = int(str(asked["times"]))
+    context.state["asked"] = ConfigRecord({"times": times + 1})
+    return HOSTILITIES[times % len(HOSTILITIES)](honest(message, context))
+
+
+def _raise(reply: RecordDict) -> RecordDict:
+    raise RuntimeError("a hostile client")
+
+
+def _wrong_shape(reply: RecordDict) -> RecordDict:
+    reply["arrays"] = ArrayRecord({"weight": Array(np.zeros(9)), "bias": Array(np.zeros(1))})
+    return reply
+
+
+def _not_a_number(reply: RecordDict) -> RecordDict:
+    reply["arrays"] = ArrayRecord(
+        {"weight": Array(np.full(8, np.nan)), "bias": Array(np.full(1, np.inf))}
+    )
+    return reply
+
+
+def _pickle(reply: RecordDict) -> RecordDict:
+    bad = Array(dtype="float64", shape=(8,), stype="numpy.ndarray", data=pickle.dumps(object()))
+    reply["arrays"] = ArrayRecord({"weight": bad, "bias": Array(np.zeros(1))})
+    return reply
+
+
+def _other_query(reply: RecordDict) -> RecordDict:
+    reply["config"] = ConfigRecord({"byz.query": 10**9, "byz.payload": "momentum"})
+    return reply
+
+
+def _garbage(reply: RecordDict) -> RecordDict:
+    """Leave the arrays out, and put a megabyte of keys in their place."""
+    del reply["arrays"]
+    reply["metrics"] = MetricRecord({f"{k:01000d}": float(k) for k in range(1000)})
+    return reply
+
+
+HOSTILITIES: tuple[Callable[[RecordDict], RecordDict], ...] = (
+    _raise,
+    _wrong_shape,
+    _not_a_number,
+    _pickle,
+    _other_query,
+    _garbage,
+)
+BEHAVIOURS: dict[str, Callable[[Message, Context], RecordDict]] = {
+    "honest": honest,
+    "boastful": boastful,
+    "slow": slow,
+    "dying": dying,
+    "hostile": hostile,
+}
+
+
+def _output(context: Context) -> Path:
+    return Path(str(context.run_config["output-dir"]))

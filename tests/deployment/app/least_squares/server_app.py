@@ -1,0 +1,64 @@
+"""AsyncRobust with checkpoints, which writes down what happens for the tests to read."""
+
+import json
+import logging
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from flwr_byzasync import AsyncRobust
+from flwr_byzasync.aggregators import CTMA, GeometricMedian
+from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.optimizers import SGD
+from least_squares import task
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Begin the run of the run-config's output-dir, or go on with it."""
+    output = Path(str(context.run_config["output-dir"]))
+    num_rounds, size, every = (
+        int(str(context.run_config[key]))
+        for key in ("num-rounds", "updates-per-round", "checkpoint-every")
+    )
+    logging.getLogger("flwr").addHandler(logging.FileHandler(output / f"{context.run_id}.log"))
+    strategy = AsyncRobust(
+        CTMA(GeometricMedian(), byz_fraction=0.4),
+        SGD(lr=0.1),
+        min_nodes=3,
+        min_available_nodes=5,
+        updates_per_round=size,
+        shut_after=100,
+        checkpoints=Checkpoints(output / "checkpoints", every_rounds=every),
+        resume=True,
+    )
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        loss = task.loss({name: array.numpy() for name, array in arrays.items()})
+        told = strategy.statistics()
+        line = {
+            "run": str(context.run_id),
+            "round": server_round,
+            "loss": loss,
+            "accepted": told.accepted,
+            "steps": told.steps,
+            "replies": {str(node): count for node, count in told.replies.items()},
+            "weights": {str(node): weight for node, weight in told.weights.items()},
+            "reasons": {reason.name: count for reason, count in told.reasons.items()},
+        }
+        with (output / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return MetricRecord({"loss": loss})
+
+    result = strategy.start(
+        grid,
+        ArrayRecord({name: Array(value) for name, value in task.start().items()}),
+        num_rounds=num_rounds,
+        timeout=180.0,
+        evaluate_fn=evaluate,
+    )
+    losses = {k: metrics["loss"] for k, metrics in result.evaluate_metrics_serverapp.items()}
+    (output / "result.json").write_text(json.dumps({"losses": losses}))

@@ -1,0 +1,99 @@
+"""Real SuperLink, SuperNodes and `flwr run`, with TLS and keys: what a week may bring.
+
+The events follow one another in one deployment (see the fixtures): some need a minute, since
+Flower waits that long before it reports a node or a process as dead.
+"""
+
+import json
+
+import pytest
+
+from tests.deployment.deployment import EVERY, ROUND, Deployment
+from tests.deployment.story import DEAD, HOSTILE, Ended, Line, Resumed
+
+pytestmark = pytest.mark.deployment
+
+
+def test_it_trains_over_tls_with_nodes_that_are_registered(trained: list[Line]) -> None:
+    first, last = trained[0], trained[-1]
+    assert first["round"] == first["accepted"] == 0
+    assert last["loss"] < 0.7 * first["loss"]
+
+
+def test_a_key_that_is_not_registered_is_refused(deployment: Deployment) -> None:
+    stranger = deployment.start_supernode("stranger", 9, "honest")
+    assert stranger.wait(timeout=60) == 1
+    assert "Failed to activate SuperNode" in deployment.log_of("stranger")
+
+
+def test_the_run_goes_on_after_a_supernode_is_killed_while_it_computes(
+    deployment: Deployment, killed_node: Line, survived: Line
+) -> None:
+    victim = deployment.ids["victim"]
+    assert survived["accepted"] >= killed_node["accepted"] + 10
+    assert survived["reasons"]["NODE_GONE"] >= 1
+    assert survived["replies"][victim] <= killed_node["replies"][victim] + ROUND
+    assert survived["loss"] < killed_node["loss"]
+
+
+def test_a_supernode_that_comes_in_the_middle_of_a_run_gets_weight(
+    deployment: Deployment, killed_node: Line, added_node: Line
+) -> None:
+    added = deployment.ids["added"]
+    assert added not in killed_node["replies"]
+    assert added_node["replies"][added] >= 1 and added_node["weights"][added] > 0
+
+
+def test_a_hostile_supernode_is_counted_by_reason_and_moves_nothing(
+    deployment: Deployment, survived: Line
+) -> None:
+    hostile, reasons = deployment.ids["hostile"], survived["reasons"]
+    assert reasons.keys() == HOSTILE | DEAD
+    assert survived["replies"][hostile] == 0 and survived["weights"][hostile] == 0
+
+
+def test_claims_in_metrics_give_no_weight(deployment: Deployment, survived: Line) -> None:
+    boastful, replies = deployment.ids["boastful"], survived["replies"]
+    assert replies[boastful] >= 1
+    share = replies[boastful] / sum(replies.values())
+    assert survived["weights"][boastful] == pytest.approx(share)
+
+
+def test_a_client_process_that_dies_costs_its_node_a_while_and_the_run_nothing(
+    deployment: Deployment, survived: Line
+) -> None:
+    dying = deployment.ids["dying"]
+    assert (deployment.output / "died").exists()
+    assert survived["reasons"]["CRASHED"] >= 1
+    assert survived["replies"][dying] >= 1, "the node is asked again, and its reply counts"
+
+
+def test_a_run_whose_server_is_killed_goes_on_from_its_newest_checkpoint(
+    killed_server: Ended, resumed: Resumed
+) -> None:
+    check_goes_on(killed_server, resumed)
+
+
+def test_a_run_that_is_stopped_goes_on_from_its_newest_checkpoint(
+    stopped: Ended, finished: Resumed
+) -> None:
+    check_goes_on(stopped, finished)
+
+
+def check_goes_on(ended: Ended, resumed: Resumed) -> None:
+    """At most the replies since the last checkpoint are lost, and no node's count."""
+    assert ended.accepted > ended.line["accepted"] - ROUND * EVERY
+    assert f"Going on from {ended.checkpoint.name}: " in resumed.log
+    assert f" {ended.accepted} replies, after " in resumed.log
+    assert resumed.line["round"] <= ended.line["round"] + 1
+    assert resumed.line["accepted"] > ended.accepted
+    assert all(resumed.line["replies"][node] >= count for node, count in ended.replies.items())
+
+
+def test_the_last_run_finishes_all_rounds_of_the_first(
+    deployment: Deployment, stopped: Ended, finished: Resumed
+) -> None:
+    losses = json.loads((deployment.output / "result.json").read_text())["losses"]
+    assert sorted(map(int, losses)) == list(range(stopped.line["round"] + 4))
+    assert losses[max(losses, key=int)] < 0.05 * losses["0"]
+    assert deployment.listed(finished.run)["status"] == "finished:completed"
