@@ -124,6 +124,16 @@ def test_hostile_metrics_are_not_shown_and_cost_the_reply_nothing(
     assert decoded.metrics == kept
 
 
+def test_an_array_as_numpy_writes_it_is_read_without_parsing_its_header(
+    decode: Callable[[RecordDict | Error | None], Update | Rejected],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "_parsed_header", None)
+    assert isinstance(decode(good()), Update)
+    in_fortran_order = with_w(Array(np.asfortranarray(MODEL["w"].numpy())))
+    assert decode(in_fortran_order) == Rejected(Reason.UNREADABLE, "TypeError")
+
+
 @given(data=st.binary(max_size=300))
 def test_no_bytes_in_an_array_can_raise(data: bytes, message: Message) -> None:
     reply = Message(with_w(numpy_array(F4, data=data)), reply_to=message)

@@ -1,0 +1,355 @@
+"""Whatever arrives, in whatever order: no exception, no change but by an accepted reply."""
+
+import gc
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flwr_byzasync import Reason, events, records
+from flwr_byzasync.optimizers import SGD
+from flwr_byzasync.session import Session, Wire
+from flwr_byzasync.state import Policy, Rejected, ServerState, begin
+from flwr_byzasync.transitions import TRANSITIONS, Event, Status, move
+from flwr_byzasync.weights import Capped, Counts
+from tests.edge.zoo import CPU, MODEL, USABLE, ZOO, answered
+
+NODES = 6
+EVENTS = 100
+BYTES = 1 + 3 * EVENTS
+"""A sequence is one byte for the policy and three for each event: what, whose, which."""
+WAITS = (0.5, 2.0, 30.0, 61.0, 700.0, 1e6, -5.0, 0.0)
+EXAMPLES = settings().max_examples
+SEQUENCES = 10 * EXAMPLES if EXAMPLES >= 100 else EXAMPLES
+"""1,000 in the ci profile."""
+
+
+@dataclass
+class Reached:
+    """What the sequences came past."""
+
+    reasons: set[Reason] = field(default_factory=set)
+    rows: set[tuple[Status, Event]] = field(default_factory=set)
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A reply made once; its echo is set to the query that it is to answer, or to one beside."""
+
+    message: Message
+    reason: Reason | None
+
+    def to(self, query: int) -> Message:
+        if self.message.has_content():
+            config = self.message.content.get("config")
+            if isinstance(config, ConfigRecord) and type(config.get("byz.query")) is int:
+                wrong = self.reason is Reason.WRONG_QUERY
+                config["byz.query"] = query - 1 if wrong else query
+        return self.message
+
+
+@pytest.fixture(scope="module")
+def replies(message: Message) -> tuple[Prepared, ...]:
+    """Every kind of the zoo, and nearly as many that can be used."""
+    faults = [Prepared(answered(message, make()), reason) for make, reason in ZOO.values()]
+    usable = [Prepared(answered(message, make()), None) for make in USABLE.values()]
+    return (*faults, *usable * (len(faults) // len(usable)))
+
+
+def mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """The quickest rule: which one it is does not matter here."""
+    return weights.to(rows.dtype) @ rows / weights.sum()
+
+
+def session_of(kind: int, clock: Callable[[], float]) -> Session:
+    """Return a session whose policy follows the bits of `kind`."""
+    policy = Policy(
+        min_nodes=(None, 1, 2, 3)[kind & 3],
+        shut_after=2 + (kind >> 2 & 1),
+        below_min_nodes=("continue", "wait")[kind >> 3 & 1],
+        lost_rows=("keep", "drop")[kind >> 4 & 1],
+    )
+    weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
+    # Small, because huge replies must not end in infinity: no rule is under test.
+    state = begin(MODEL, ["mean"], mean, SGD(1e-200), policy, CPU, weigh)
+    return Session(state, Wire("momentum", "arrays", "config"), CPU, clock)
+
+
+def held(state: ServerState) -> tuple[object, ...]:
+    """Objects that an event which accepts nothing must keep."""
+    return (state.iterates, state.buffers, state.counters, state.tables)
+
+
+def written(state: ServerState) -> tuple[object, ...]:
+    """Everything that it must leave bit-identical, copied."""
+    tables = state.tables
+    parts: list[object] = [state.accepted, state.staleness, state.iterates.step]
+    for table in (tables.parameters, tables.buffers, tables.counters):
+        view = table.view()
+        parts += [table.counts, table.sent, bits(view.rows), bits(view.weights)]
+    iterates = state.iterates
+    return (*parts, *map(bits, (iterates.w, iterates.x, state.buffers, state.counters)))
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+class Player:
+    """Carries one sequence out and checks the laws after each event.
+
+    `expected` counts reasons by what was done, in the test's own words.
+    """
+
+    def __init__(self, replies: tuple[Prepared, ...], kind: int) -> None:
+        self.replies, self.now = replies, 0.0
+        self.session = session_of(kind, lambda: self.now)
+        self.expected: Counter[Reason] = Counter()
+        self.past: list[str] = ["invented"]
+        self.connected: tuple[int, ...] = tuple(range(NODES - 1))
+        self.sent = 0
+        self.connect(0, 0)
+        self.ask(0, 0)
+        self.contents = written(self.session.state)
+
+    def play(self, what: int, whose: int, which: int) -> None:
+        """Carry an event out; nothing but an accepted reply may move the model."""
+        before = self.session.state
+        objects, contents, rows = held(before), self.contents, len(before.tables.parameters)
+        doing = self.DOINGS[what % len(self.DOINGS)]
+        doing(self, whose, which)
+        after = self.session.state
+        self.contents = written(after)
+        if after.accepted == before.accepted:
+            assert all(a is b for a, b in zip(held(after), objects, strict=True))
+            # Rows go where nodes are lost, and nowhere else.
+            lost = after.policy.lost_rows == "drop" and doing in (Player.wait, Player.connect)
+            if not lost or len(after.tables.parameters) == rows:
+                assert self.contents == contents
+        self.check(after)
+
+    def check(self, state: ServerState) -> None:
+        """What is always true."""
+        assert state.reasons == {k: v for k, v in self.expected.items() if v}
+        owners = [line.node_id for line in state.book.values()]
+        assert len(owners) == len(set(owners)) <= len(state.nodes) <= NODES
+        asked = {k for k, node in state.nodes.items() if node.status is Status.ASKED}
+        assert asked <= set(owners)
+        assert sum(node.accepted for node in state.nodes.values()) == state.accepted
+        rows = sorted(node.row for node in state.nodes.values() if node.row is not None)
+        assert rows == list(range(len(state.tables.parameters)))
+        assert len(self.session._told) <= NODES * len(Reason)
+        for node in state.nodes.values():
+            assert len(node.metrics) <= records.MAX_METRICS and len(node.reply_times) <= 15
+
+    # --- events ---
+
+    def reply(self, whose: int, which: int) -> None:
+        """A reply of any kind to a message of the book, wherever its node stands."""
+        before = self.session.state
+        if not before.book:
+            return
+        keys = list(before.book)
+        key = keys[whose % len(keys)]
+        line, prepared = before.book[key], self.replies[which % len(self.replies)]
+        asked = before.nodes[line.node_id].status is Status.ASKED
+        self.session.receive(key, prepared.to(line.query))
+        after = self.session.state
+        assert key not in after.book
+        assert after.accepted - before.accepted == (prepared.reason is None)
+        # What a lost node owed was counted when it was lost.
+        self.expected[prepared.reason] += prepared.reason is not None and asked
+        del self.expected[None]  # type: ignore[arg-type]
+        self.past.append(key)
+
+    def usable(self, whose: int, which: int) -> None:
+        """One that can be used, so that half of the sequence is no failure."""
+        self.reply(whose, len(self.replies) - 1 - which % len(USABLE))
+
+    def again(self, whose: int, which: int) -> None:
+        """A duplicate, a replay or an invention, whatever is in it."""
+        prepared = self.replies[which % len(self.replies)]
+        self.session.receive(self.past[-1 - whose % len(self.past)], prepared.message)
+        self.expected[Reason.UNSOLICITED] += 1
+
+    def settle(self, whose: int, which: int) -> None:
+        """An id is given again: its message is gone."""
+        before = self.session.state
+        if before.book and which % 4 == 0:
+            key = list(before.book)[whose % len(before.book)]
+            asked = before.nodes[before.book[key].node_id].status is Status.ASKED
+            self.session.settle(key, Rejected(Reason.LOST))
+            self.expected[Reason.LOST] += asked
+
+    def wait(self, whose: int, which: int) -> None:
+        """Time passes, in leaps as well, or steps back a little."""
+        before = self.session.state
+        self.now += WAITS[which % len(WAITS)]
+        for line in before.book.values():
+            late = not line.overdue and self.now - line.sent_at > line.limit
+            self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.ASKED
+        self.session.state = events.on_clock(before, self.now)
+
+    def connect(self, whose: int, which: int) -> None:
+        """Nodes come and go; with `which` = 0 all are there but the last."""
+        self.connected = tuple(k for k in range(NODES) if (which ^ 31) >> k & 1)
+        nodes = self.session.state.nodes
+        for node_id, node in nodes.items():
+            gone = node_id not in self.connected and node.status is Status.ASKED
+            self.expected[Reason.NODE_GONE] += gone
+        self.session.state = events.on_connected(self.session.state, self.connected)
+
+    def ask(self, whose: int, which: int) -> None:
+        """Everyone who is due is asked; every fourth query cannot be handed over."""
+        session = self.session
+        at_once = bool(whose & 1)
+        for node_id in events.due_nodes(session.state, self.connected, self.now, at_once):
+            query, self.sent = session.state.queries, self.sent + 1
+            if which % 4 == 3:
+                session.state = events.on_unsent(session.state, node_id, self.now)
+                self.expected[Reason.UNSENT] += 1
+            else:
+                self.past += [k for k, v in session.state.book.items() if v.node_id == node_id]
+                session.state = events.on_sent(
+                    session.state, node_id, f"m{self.sent}", query, self.now
+                )
+
+    def status(self, node_id: int) -> Status:
+        return self.session.state.nodes[node_id].status
+
+    DOINGS = (wait, reply, ask, usable, again, reply, ask, connect, settle, reply, ask, usable)
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
+    """Note every row of the table that is used from now on."""
+    seen = Reached()
+
+    def noting(status: Status, event: Event) -> object:
+        seen.rows.add((status, event))
+        return move(status, event)
+
+    monkeypatch.setattr(events, "move", noting)
+    return seen
+
+
+def play(script: bytes, replies: tuple[Prepared, ...], reached: Reached) -> Player:
+    player = Player(replies, script[0])
+    for k in range(1, len(script), 3):
+        player.play(*script[k : k + 3])
+    reached.reasons |= set(player.session.state.reasons)
+    reached.accepted += player.session.state.accepted
+    return player
+
+
+def assert_all_reached(reached: Reached) -> None:
+    assert set(Reason) - reached.reasons == set()
+    assert set(TRANSITIONS) - reached.rows == set()
+
+
+def seeded(seed: int, count: int = EVENTS) -> bytes:
+    return np.random.default_rng(seed).bytes(1 + 3 * count)
+
+
+def test_no_sequence_of_events_raises_or_moves_the_model_without_an_accepted_reply(
+    replies: tuple[Prepared, ...], reached: Reached
+) -> None:
+    @settings(max_examples=SEQUENCES)
+    @given(st.binary(min_size=BYTES, max_size=BYTES))
+    def law(script: bytes) -> None:
+        play(script, replies, reached)
+
+    law()
+    # 15 of the 100 on average, if a sequence is drawn evenly; many are simpler.
+    assert reached.accepted > SEQUENCES
+    if SEQUENCES >= 1000:
+        assert_all_reached(reached)
+
+
+def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
+    replies: tuple[Prepared, ...], reached: Reached
+) -> None:
+    for seed in range(40):
+        play(seeded(seed), replies, reached)
+    assert_all_reached(reached)
+
+
+# --- what one reply may cost ----------------------------------------------------------------------
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Return how many functions were called, C functions included: a clock that does not vary."""
+    count = 0
+
+    def counting(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    # A collection would run finalizers of others in between.
+    gc.disable()
+    before = sys.getprofile()
+    sys.setprofile(counting)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+        gc.enable()
+    return count
+
+
+def memory_of(work: Callable[[], object]) -> int:
+    """Return the most bytes that were held at once beyond what was there."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def waiting(message: Message) -> Session:
+    """Return a session that has a step behind it and waits for node 0."""
+    session = session_of(1, lambda: 0.0)
+    session.state = events.on_connected(session.state, [0])
+    for key in ("first", "second"):
+        good = Prepared(answered(message, USABLE["good"]()), None)
+        session.state = events.on_sent(session.state, 0, key, session.state.queries, 0.0)
+        if key == "first":
+            session.receive(key, good.to(session.state.book[key].query))
+    return session
+
+
+@pytest.mark.parametrize("name", [*ZOO, *USABLE])
+def test_no_reply_costs_much_more_calls_or_memory_than_a_good_one(
+    name: str, message: Message
+) -> None:
+    def cost(kind: str, measure: Callable[[Callable[[], object]], int]) -> int:
+        session = waiting(message)
+        make, reason = ZOO[kind] if kind in ZOO else (USABLE[kind], None)
+        reply = Prepared(answered(message, make()), reason)
+        reply.to(session.state.book["second"].query)
+        return measure(partial(session.receive, "second", reply.message))
+
+    assert cost(name, calls_of) <= 2 * cost("good", calls_of)
+    assert cost(name, memory_of) <= 2**17
+
+
+def test_an_event_does_not_cost_more_after_many_others(replies: tuple[Prepared, ...]) -> None:
+    player, costs = Player(replies, 1), []
+    script = seeded(5, 3000)
+    for k in range(1, len(script), 3):
+        costs.append(calls_of(partial(player.play, *script[k : k + 3])))
+    # The largest of a kind come by chance: compare many with many.
+    early, late = sorted(costs[500:1500]), sorted(costs[-1000:])
+    assert late[-50] <= 1.2 * early[-50]
+    assert max(late) <= 1.5 * max(early)
