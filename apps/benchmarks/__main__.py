@@ -5,10 +5,16 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from apps.benchmarks import arrivals, attacks, rules
+from apps.benchmarks import arrivals, attacks, faults, rules, validation
 from flwr_byzasync import ConfigError
 
-BENCHMARKS = {"arrivals": arrivals, "attacks": attacks, "rules": rules}
+BENCHMARKS = {
+    "arrivals": arrivals,
+    "attacks": attacks,
+    "faults": faults,
+    "rules": rules,
+    "validation": validation,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
