@@ -1,5 +1,6 @@
 """Cells side by side in processes of their own, with a bar that tells the time left."""
 
+import logging
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -31,6 +32,7 @@ class Job:
 
 def run_job(job: Job) -> list[Evaluation]:
     """Run a cell; what a worker process is handed."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
     return run(job.cell, job.data_dir, job.download)
 
 

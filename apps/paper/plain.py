@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from apps.paper.cells import Cell
 from apps.paper.nodes import Stream, attack_of
-from apps.paper.run import arrivals_of, load
+from apps.paper.run import arrivals_of, load, one_thread
 from apps.train.settings import sees_others
 from apps.train.tasks import discover
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
@@ -59,7 +59,11 @@ def plain(cell: Cell, data_dir: str = "") -> Plain:
     attack = attack_of(cell)
     if (cell.rule, cell.optimizer) != ("cwmed", "mu2") or sees_others(attack):
         raise ConfigError("cell", cell, "w-CWMed, μ²-SGD and an attack of its own", "use run")
-    torch.set_num_threads(1)
+    with one_thread():
+        return _plain(cell, data_dir, attack)
+
+
+def _plain(cell: Cell, data_dir: str, attack: VectorAttack | LabelAttack | None) -> Plain:
     task = discover()[cell.dataset]
     training, _ = load(cell.dataset, data_dir, False)
     order = arrivals_of(cell).order(cell.replies)

@@ -1,8 +1,9 @@
 """One cell run from its settings to its accuracies, on a virtual clock, in this process."""
 
-import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -84,8 +85,22 @@ def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluati
         In order; the last one is final. The same bits each time on the same machine: one torch
         thread, so that cells run side by side change nothing.
     """
+    with one_thread():
+        return _run(cell, data_dir, download)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one torch thread, and then again with as many as before."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(cell: Cell, data_dir: str, download: bool) -> list[Evaluation]:
     task = discover()[cell.dataset]
     training, test = load(cell.dataset, data_dir, download)
     arrivals = arrivals_of(cell)
