@@ -34,7 +34,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": lambda: FedAvg(fraction_evaluate=0.0),
     "FedMedian": lambda: FedMedian(fraction_evaluate=0.0),
     "Krum": lambda: Krum(fraction_evaluate=0.0, num_malicious_nodes=1),
-    "AsyncRobust": lambda: AsyncRobust(CoordinateWiseMedian(), SGD(0.2)),
+    "AsyncRobust": lambda: AsyncRobust(CoordinateWiseMedian(), SGD(0.1)),
 }
 
 
