@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message
+import torch
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import Reason, events, records
+from flwr_byzasync import AsyncRobust, Reason, events, records
+from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.session import Session, Wire
 from flwr_byzasync.state import Policy, Rejected, ServerState, begin
 from flwr_byzasync.transitions import TRANSITIONS, Event, Status, move
 from flwr_byzasync.weights import Capped, Counts
 from tests.edge.zoo import CPU, MODEL, USABLE, ZOO, answered
+from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
 NODES = 6
 EVENTS = 100
@@ -51,11 +55,15 @@ class Prepared:
 
     def to(self, query: int) -> Message:
         if self.message.has_content():
-            config = self.message.content.get("config")
-            if isinstance(config, ConfigRecord) and type(config.get("byz.query")) is int:
-                wrong = self.reason is Reason.WRONG_QUERY
-                config["byz.query"] = query - 1 if wrong else query
+            set_echo(self.message.content, query, self.reason)
         return self.message
+
+
+def set_echo(content: RecordDict, query: int, reason: Reason | None) -> None:
+    """Make an echo that is right, or wrong in its number alone, so for this query."""
+    config = content.get("config")
+    if isinstance(config, ConfigRecord) and type(config.get("byz.query")) is int:
+        config["byz.query"] = query - 1 if reason is Reason.WRONG_QUERY else query
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +290,35 @@ def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
     for seed in range(40):
         play(seeded(seed), replies, reached)
     assert_all_reached(reached)
+
+
+@settings(max_examples=max(5, EXAMPLES // 10))
+@given(st.binary(min_size=1, max_size=50))
+def test_a_run_among_nodes_that_send_anything_trains(script: bytes) -> None:
+    """Through the strategy and its loop, log lines included."""
+    clock, draws = FakeClock(), cycle(script)
+    # This grid's nodes cannot reply without content: they would be silent.
+    kinds = [kind for name, kind in ZOO.items() if name != "no content"]
+
+    def hostile(message: Message) -> RecordDict | Error | None:
+        make, reason = kinds[next(draws) % len(kinds)]
+        query = message.content.config_records["config"]["byz.query"]
+        made = make()
+        if isinstance(made, RecordDict):
+            set_echo(made, query, reason)
+        return made
+
+    nodes = {k: FakeNode(reply_to if k < 3 else hostile) for k in range(5)}
+    strategy = AsyncRobust(
+        CoordinateWiseMedian(), SGD(0.1), buffers=["mean"], clock=clock, sleep=clock.sleep
+    )
+    result = strategy.start(FakeGrid(clock, nodes), records.record_of(MODEL), 15)
+    statistics = strategy.statistics()
+    reached = result.arrays.to_torch_state_dict()
+    assert max(float(reached[name].abs().max()) for name in ("w", "b")) < 0.1
+    assert torch.equal(reached["mean"], MODEL["mean"]) and torch.equal(reached["n"], MODEL["n"])
+    assert statistics.accepted == 75 and sum(statistics.replies.values()) == 75
+    assert statistics.reasons
 
 
 # --- what one reply may cost ----------------------------------------------------------------------
