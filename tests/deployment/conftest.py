@@ -41,7 +41,7 @@ def killed_node(deployment: Deployment, trained: list[Line]) -> Line:
     )
     computing = deployment.output / "computing"
     computing.unlink(missing_ok=True)
-    deployment.wait("victim that computes", computing.exists, seconds=60)
+    deployment.wait("victim that computes", computing.exists, seconds=120)
     deployment.kill_supernode("victim")
     return last(deployment)
 
