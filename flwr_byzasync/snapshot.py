@@ -41,6 +41,8 @@ class Position:
         Nodes that were connected.
     train_metrics, evaluate_metrics : mapping
         By round: what the nodes and what `evaluate_fn` told.
+    run_id : int
+        Flower's id of the `flwr run`: no other one is answered its messages.
     """
 
     now: float
@@ -51,6 +53,7 @@ class Position:
     connected: tuple[int, ...] = ()
     train_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
     evaluate_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
+    run_id: int = 0
 
 
 def dump(

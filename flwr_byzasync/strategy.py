@@ -304,7 +304,10 @@ class AsyncRobust(Strategy):
         self.summary()
         result = Result(arrays=initial_arrays)
         identity = identity_of(session.state, self.aggregator, self._wire.payload)
-        training = Training(session, result, num_rounds, evaluate_fn, self.checkpoints, identity)
+        run_id = _run_id(grid)
+        training = Training(
+            session, result, num_rounds, evaluate_fn, self.checkpoints, identity, run_id
+        )
         training.recover(self.resume)
         sleep = self._sleep or clock_of(grid)[1]
         loop = ArrivalLoop(
@@ -402,6 +405,14 @@ class AsyncRobust(Strategy):
         clock = self._clock or clock_of(grid)[0]
         self._session = Session(state, self._wire, self.device, clock)
         return self._session
+
+
+def _run_id(grid: Grid) -> int:
+    """Return Flower's id of the run; 0 where a grid knows of none."""
+    try:
+        return int(grid.run.run_id)
+    except Exception:
+        return 0
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

@@ -10,12 +10,13 @@ from flwr.serverapp.strategy import Result
 
 from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.codec import MisfitError
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.loop import ArrivalLoop
 from flwr_byzasync.progress import mark, round_line, weighted_metrics
 from flwr_byzasync.session import Session
 from flwr_byzasync.signals import Signals
 from flwr_byzasync.snapshot import Position, check_identity, dump, load, without_absent
+from flwr_byzasync.state import Rejected
 
 logger = getLogger("flwr")
 
@@ -39,6 +40,8 @@ class Training:
         Where the run is written down.
     identity : mapping of str to str
         What must be the same when the run goes on.
+    run_id : int
+        Flower's id of this `flwr run`.
     """
 
     def __init__(
@@ -49,12 +52,13 @@ class Training:
         evaluate_fn: EvaluateFn | None,
         checkpoints: Checkpoints | None,
         identity: Mapping[str, str],
+        run_id: int,
     ) -> None:
         self._session, self._result, self._num_rounds = session, result, num_rounds
         self._evaluate_fn, self._checkpoints = evaluate_fn, checkpoints
-        self._identity = identity
+        self._identity, self._run_id = identity, run_id
         now = session.clock()
-        self._position = Position(now, 0.0, 1, 0, mark(session.state, now))
+        self._position = Position(now, 0.0, 1, 0, mark(session.state, now), run_id=run_id)
         self._began = self._written = now
         self._signals = Signals()
         self._loop: ArrivalLoop | None = None
@@ -184,6 +188,12 @@ class Training:
         session, now = self._session, self._session.clock()
         session.state, self._position = load(document, tensors, session.state, now)
         self._began = now - self._position.elapsed
+        if self._position.run_id != self._run_id:
+            # A SuperLink refuses to be asked for another run's messages, where it still has
+            # them, with an error that looks like a fault of the network.
+            for message_id in list(session.state.book):
+                session.settle(message_id, Rejected(Reason.LOST))
+            self._note(run_id=self._run_id)
         result = self._result
         result.arrays = session.arrays()
         for told, restored in (

@@ -52,7 +52,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        raise AssertionError("a strategy does not need the run")
+        raise RuntimeError("no run was set")
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise AssertionError("deprecated in Flower")

@@ -106,3 +106,10 @@ def test_the_last_run_finishes_all_rounds_of_the_first(
     assert sorted(map(int, losses)) == list(range(stopped.line["round"] + 4))
     assert losses[max(losses, key=int)] < 0.05 * losses["0"]
     assert deployment.listed(finished.run)["status"] == "finished:completed"
+
+
+def test_a_run_that_goes_on_never_asks_for_the_messages_of_another_run(
+    deployment: Deployment, finished: Resumed
+) -> None:
+    assert "contains invalid IDs" not in deployment.log_of("superlink")
+    assert finished.line["reasons"]["LOST"] >= 1
