@@ -129,7 +129,9 @@ def on_clock(state: ServerState, now: float) -> ServerState:
     Before the first step, founders that are far slower than the rest are no longer waited for.
     """
     if state.awaited and state.policy.min_nodes is None:
-        state = replace(state, awaited=state.awaited - _too_slow(state, now))
+        # Not all of them: what nobody is waited for needs no quorum either.
+        left = state.awaited - _too_slow(state, now)
+        state = replace(state, awaited=left or state.awaited)
     for message_id, sent in state.book.items():
         if not sent.overdue and now - sent.sent_at > sent.limit:
             state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})

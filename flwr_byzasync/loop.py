@@ -169,8 +169,7 @@ class ArrivalLoop:
         return replies
 
     def _all_shut(self) -> bool:
-        nodes = self.session.state.nodes
-        statuses = {nodes[node_id].status for node_id in self.connected if node_id in nodes}
+        statuses = {node.status for node in self.session.state.nodes.values()}
         return statuses == {Status.SHUT}
 
     def _log_network(self, error: Exception) -> None:

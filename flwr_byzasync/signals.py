@@ -55,20 +55,29 @@ class Signals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.pending:  # it came when nobody looked any more
+            self.hand_on(last=True)
 
     @property
     def pending(self) -> bool:
         """Whether one was sent and not handed on."""
         return self._noted is not None
 
-    def hand_on(self) -> None:
-        """Let the previous handler have the signal that was noted, if there is one."""
+    def hand_on(self, last: bool = False) -> None:
+        """Let the previous handler have the signal that was noted, if there is one.
+
+        Parameters
+        ----------
+        last : bool, default False
+            Whether no later one is to be noted.
+        """
         number, self._noted = self._noted, None
         if number is not None:
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
             # Still here: the previous handler lets the run go on.
-            signal.signal(number, self._note)
+            if not last:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -101,9 +101,9 @@ def load(
     position: Position = unpack(plain, Position, placed)
     shift = now - position.now
     # In a world that was copied the clock shows the same, and x + 0.0 keeps every bit.
-    state = replace(fresh, **{name: _moved(value, shift) for name, value in values.items()})
+    state = replace(fresh, **{name: moved(value, shift) for name, value in values.items()})
     _fill(state, rows, placed)
-    return state, _moved(replace(position, now=now), shift)
+    return state, moved(replace(position, now=now), shift)
 
 
 def without_absent(state: ServerState, here: Collection[int]) -> ServerState:
@@ -202,15 +202,15 @@ def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None
         table.fill(rows, counts, sent, state.iterates.step)
 
 
-def _moved(value: Any, shift: float) -> Any:
+def moved(value: Any, shift: float) -> Any:
     """Add to every time of a clock in a value."""
     if isinstance(value, Mapping):
-        return {key: _moved(item, shift) for key, item in value.items()}
+        return {key: moved(item, shift) for key, item in value.items()}
     if type(value) in CLOCK:
         names = CLOCK[type(value)]
         return replace(value, **{name: getattr(value, name) + shift for name in names})
     if isinstance(value, Position):
-        return replace(value, mark=_moved(value.mark, shift))
+        return replace(value, mark=moved(value.mark, shift))
     return value
 
 

@@ -198,7 +198,10 @@ class AsyncRobust(Strategy):
         self.device = _usable_device(device)
         self._wire = Wire(
             check_choice(
-                "payload", payload or PAYLOADS[0], PAYLOADS, fix="leave it out or pass 'momentum'"
+                "payload",
+                PAYLOADS[0] if payload is None else payload,
+                PAYLOADS,
+                fix="leave it out or pass 'momentum'",
             ),
             _check_key("arrayrecord_key", arrayrecord_key),
             _check_key("configrecord_key", configrecord_key, taken=arrayrecord_key),

@@ -1,6 +1,7 @@
 """The rounds of one run: begun or gone on with, evaluated, logged and written down."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from logging import getLogger
 from typing import Any
@@ -15,7 +16,14 @@ from flwr_byzasync.loop import ArrivalLoop
 from flwr_byzasync.progress import mark, round_line, weighted_metrics
 from flwr_byzasync.session import Session
 from flwr_byzasync.signals import Signals
-from flwr_byzasync.snapshot import Position, check_identity, dump, load, without_absent
+from flwr_byzasync.snapshot import (
+    Position,
+    check_identity,
+    dump,
+    load,
+    moved,
+    without_absent,
+)
 from flwr_byzasync.state import Rejected
 
 logger = getLogger("flwr")
@@ -123,7 +131,8 @@ class Training:
         size = size or self._position.size or len(loop.connected)
         self._note(size=size, **({"mark": mark(self._session.state, now)} if fresh else {}))
         self._written = now
-        with self._signals:
+        # Without checkpoints a signal is nobody's business here.
+        with self._signals if self._checkpoints else nullcontext():
             while self._position.server_round <= self._num_rounds and self._play_round(loop):
                 pass
 
@@ -177,10 +186,19 @@ class Training:
     def _evaluate(self, server_round: int) -> MetricRecord | None:
         if self._evaluate_fn is None:
             return None
-        metrics = self._evaluate_fn(server_round, self._result.arrays)
+        with self._nobody_is_late():
+            metrics = self._evaluate_fn(server_round, self._result.arrays)
         if metrics is not None:
             self._result.evaluate_metrics_serverapp[server_round] = metrics
         return metrics
+
+    @contextmanager
+    def _nobody_is_late(self) -> Iterator[None]:
+        """Do something for as long as it takes: replies that come meanwhile are in time."""
+        session, began = self._session, self._session.clock()
+        yield
+        book = moved(session.state.book, session.clock() - began)
+        session.state = replace(session.state, book=book)
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -207,7 +225,7 @@ class Training:
         self._note(
             now=now,
             elapsed=now - self._began,
-            connected=() if self._loop is None else self._loop.connected,
+            connected=(self._loop and self._loop.connected) or self._position.connected,
             train_metrics={k: dict(v) for k, v in result.train_metrics_clientapp.items()},
             evaluate_metrics={k: dict(v) for k, v in result.evaluate_metrics_serverapp.items()},
         )
@@ -218,7 +236,8 @@ class Training:
             return
         self._written = self._session.clock()
         try:
-            path = self._checkpoints.write(*self._document())
+            with self._nobody_is_late():
+                path = self._checkpoints.write(*self._document())
         except OSError as error:
             # A full disk costs checkpoints, not the run.
             logger.error(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,10 +46,15 @@ class Output:
 
     def recording(self, evaluate: Evaluate, statistics: Callable[[], Statistics]) -> Evaluate:
         """Return `evaluate` with a line in ``metrics.jsonl`` for each of its results."""
+        first = True
 
         def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            nonlocal first
             metrics = evaluate(server_round, arrays)
             if self._folder is not None:
+                if first:
+                    _keep_before(server_round, self._folder / "metrics.jsonl")
+                first = False
                 so_far = {"round": server_round, "replies": statistics().accepted}
                 with (self._folder / "metrics.jsonl").open("a") as file:
                     file.write(json.dumps({**so_far, **metrics}) + "\n")
@@ -77,3 +83,13 @@ class Output:
         (self._folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
         tensors = {k: v.contiguous() for k, v in result.arrays.to_torch_state_dict().items()}
         save_file(tensors, self._folder / "model.safetensors")
+
+
+def _keep_before(server_round: int, path: Path) -> None:
+    """Drop what a former process told of rounds that this one tells again, and half a line."""
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["round"] < server_round:
+                kept.append(line + "\n")
+    path.write_text("".join(kept))
