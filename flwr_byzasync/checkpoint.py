@@ -24,6 +24,8 @@ logger = getLogger("flwr")
 
 FORMAT, VERSION = "flwr_byzasync checkpoint", "1"
 PATTERN = "checkpoint-*.safetensors"
+DOCUMENT = "document"
+"""Name of the tensor whose bytes are the JSON; the state's own tensors have dots in theirs."""
 
 
 class DamagedError(ValueError):
@@ -63,7 +65,8 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | os.PathLike) or not Path(self.folder).is_absolute():
+        named = isinstance(self.folder, str | os.PathLike) and os.fspath(self.folder)
+        if not isinstance(named, str) or "\0" in named or not Path(named).is_absolute():
             fix = "write the whole path, beginning at the root"
             raise ConfigError("folder", self.folder, "an absolute path", fix)
         if self.every_rounds is not None:
@@ -137,14 +140,11 @@ class Checkpoints:
 
 def write_file(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint under a temporary name, and give it its own once it is on the disk."""
-    text = json.dumps(document)
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "document": text,
-        "sha256": _checksum(text, stored),
-    }
+    # As a tensor: the metadata of a safetensors file may not grow beyond 100 MB, and a file
+    # that cannot be written is noticed when it is needed.
+    text = torch.frombuffer(bytearray(json.dumps(document).encode()), dtype=torch.uint8)
+    stored = {**_apart(tensors), DOCUMENT: text}
+    metadata = {"format": FORMAT, "version": VERSION, "sha256": _checksum(stored)}
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file(stored, temporary, metadata)
@@ -173,11 +173,22 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"it is no whole safetensors file ({error})") from error
-    text = metadata.get("document", "")
-    if metadata.get("sha256") != _checksum(text, tensors):
+    if metadata.get("sha256") != _checksum(tensors) or DOCUMENT not in tensors:
         raise DamagedError("its content does not match its checksum")
-    document: dict[str, Any] = json.loads(text)
+    document: dict[str, Any] = json.loads(tensors.pop(DOCUMENT).numpy().tobytes())
     return document, tensors
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the host of which no two share memory, copied only where they do."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        stored[name] = whole.clone() if memory in seen else whole
+        seen.add(memory)
+    return stored
 
 
 def _check_origin(metadata: Mapping[str, str]) -> None:
@@ -188,8 +199,8 @@ def _check_origin(metadata: Mapping[str, str]) -> None:
         raise DamagedError(f"its format is version {found}, and this release reads {VERSION}")
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
