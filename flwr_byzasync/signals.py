@@ -16,14 +16,18 @@ class Signals:
 
     Python lets only the main thread do so. Elsewhere, as in Flower's simulation, where the
     ServerApp runs in a thread, nothing is caught, and the log says so. A second signal is not
-    kept waiting. A signal that is ignored stays ignored.
+    kept waiting, and one that nobody looked at is handed on when the block ends. A signal that is
+    ignored stays ignored.
 
     Examples
     --------
+    >>> before = signal.signal(signal.SIGTERM, lambda number, frame: print("ended"))
     >>> with Signals() as signals:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     signals.pending
     True
+    ended
+    >>> _ = signal.signal(signal.SIGTERM, before)
     >>> with Signals() as signals:
     ...     signals.pending
     False
