@@ -153,10 +153,14 @@ def _chosen(setting: T | Callable[[Context], T], context: Context) -> T:
 
 def _generator(context: Context, count: int) -> torch.Generator:
     """Return a fresh generator for this node's reply number `count`."""
-    seed = _integer(context.run_config.get("seed"))
-    partition = _integer(context.node_config.get("partition-id", context.node_id))
-    mixed = np.random.SeedSequence([seed, partition, count]).generate_state(1, np.uint64)
+    mixed = np.random.SeedSequence([*identity_of(context), count]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
+
+
+def identity_of(context: Context) -> tuple[int, int]:
+    """Return the run's seed and the node's partition-id: node ids change from run to run."""
+    partition = context.node_config.get("partition-id", context.node_id)
+    return _integer(context.run_config.get("seed")), _integer(partition)
 
 
 def _integer(value: object) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flwr_byzasync import records
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
+from flwr_byzasync.client import identity_of
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.payloads import Spoken, start_of
 
@@ -167,7 +168,7 @@ def _knowledge(attack: VectorAttack, honest: Tensor, past: _Past, context: Conte
     decoded = (torch.from_numpy(array.numpy().copy()) for array in past.vectors)
     # Vectors of another model are of no use.
     history = tuple(x for x in decoded if (x.shape, x.dtype) == (honest.shape, honest.dtype))
-    seed = int(np.random.SeedSequence(_identity(context)).generate_state(1, np.uint64)[0])
+    seed = int(np.random.SeedSequence(identity_of(context)).generate_state(1, np.uint64)[0])
     known = Knowledge(history=history, reply=past.replies, seed=seed)
     if needs_of(attack) is not Needs.COLLUDERS:
         return known
@@ -187,16 +188,6 @@ def _remember(context: Context, past: _Past) -> None:
     context.state[STATE] = ArrayRecord({REPLIES: Array(np.array(past.replies)), **vectors})
 
 
-def _identity(context: Context) -> tuple[int, int]:
-    """Return the run's seed and the node's partition-id: node ids change from run to run."""
-    seed = context.run_config.get("seed")
-    partition = context.node_config.get("partition-id", context.node_id)
-    return (
-        abs(seed) if isinstance(seed, int) else 0,
-        abs(partition) if isinstance(partition, int) else 0,
-    )
-
-
 def _wait(
     attack: VectorAttack | TimedAttack,
     context: Context,
@@ -206,7 +197,7 @@ def _wait(
 ) -> None:
     if not isinstance(attack, TimedAttack) or context.node_config.get("virtual-clock"):
         return
-    rng = np.random.default_rng((*_identity(context), number))
+    rng = np.random.default_rng((*identity_of(context), number))
     seconds = attack.delay(rng, took)
     if seconds > 0:
         sleep(seconds)

@@ -30,6 +30,7 @@ def attack_of(context: Context) -> VectorAttack | LabelAttack | None:
     return _attack(settings_of(context), int(context.node_config["partition-id"]))
 
 
+@cache
 def _attack(settings: Settings, partition: int) -> VectorAttack | LabelAttack | None:
     return settings.made_attack() if partition < settings.byzantine_nodes else None
 
