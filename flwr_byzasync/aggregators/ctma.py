@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
-from flwr_byzasync.aggregators.median import sharp_bound
+from flwr_byzasync.aggregators.median import published_bound
 from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
@@ -18,6 +18,7 @@ from flwr_byzasync.aggregators.rule import (
     bound_of,
     laws_of,
     precise,
+    published_of,
 )
 from flwr_byzasync.errors import ConfigError, check_byz_fraction
 
@@ -27,6 +28,16 @@ centre, are equally far: float64 cannot tell them apart, and that rounding would
 
 
 def meta_bound(lam: float, base: float) -> float:
+    """Return ``4 λ (1 + c)/(1 − λ)``, the constant over any base with constant c."""
+    return 4.0 * lam * (1.0 + base) / (1.0 - lam)
+
+
+def trimmed_bound(lam: float) -> float:
+    """Return ``4 λ/((1 − λ)(1 − 2λ))``, the constant around a median, for λ in [0, 1/2)."""
+    return 4.0 * lam / ((1.0 - lam) * (1.0 - 2.0 * lam))
+
+
+def published_meta_bound(lam: float, base: float) -> float:
     """Return ``60 λ (1 + c)``, the published constant over a base with constant c."""
     return 60.0 * lam * (1.0 + base)
 
@@ -53,11 +64,11 @@ class CTMA(WeightedRule):
 
     Guarantees
     ----------
-    ``‖A − x̄_G‖² <= 60 λ (1 + c) ρ²`` for a base with constant c at λ (Dahan and Levy, their
-    lemma on w-CTMA); it goes to 0 with λ, which no median's does. The constant is loose: a
-    worst-case search reached 4λ/((1 − λ)(1 − 2λ)) over w-CWMed and w-GM, a conjecture. If that
-    holds, the worst case beats the base's own only for λ < 1/5. The bound covers any true share
-    up to `byz_fraction`; beyond it there is none.
+    ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²`` over w-CWMed and w-GM, sharp as a supremum, and
+    ``<= 4λ(1 + c)/(1 − λ) ρ²`` over any base with constant c at λ; both proved in
+    docs/theory/ctma.md (published: 60λ(1 + c)). It goes to 0 with λ, which no median's does; it
+    is below the medians' own constant for λ < 1/5 only. The bound covers any
+    true share up to `byz_fraction`; beyond it there is none.
 
     Cost
     ----
@@ -78,8 +89,9 @@ class CTMA(WeightedRule):
     RULE: ClassVar[Rule] = Rule(
         name="ctma",
         laws=frozenset(Law),
-        bound=lambda lam: meta_bound(lam, sharp_bound(lam)),
-        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3 and appendix",),
+        bound=trimmed_bound,
+        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/ctma.md"),
+        published=lambda lam: published_meta_bound(lam, published_bound(lam)),
     )
 
     def __post_init__(self) -> None:
@@ -94,11 +106,20 @@ class CTMA(WeightedRule):
         return self.RULE.laws & laws_of(self.base)
 
     def bound(self, lam: float) -> float | None:
-        """``60 λ (1 + c)`` at λ = `byz_fraction` for any share up to it, else None."""
-        base = bound_of(self.base, self.byz_fraction)
+        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
+        mine = self.byz_fraction
+        base = bound_of(self.base, mine)
+        if base is None or lam > mine:
+            return None
+        around_median = isinstance(self.base, WeightedRule) and self.base.RULE.balanced
+        return trimmed_bound(mine) if around_median else meta_bound(mine, base)
+
+    def published(self, lam: float) -> float | None:
+        """``60 λ (1 + c)`` at λ = `byz_fraction`, with what is published for the base."""
+        base = published_of(self.base, self.byz_fraction)
         if base is None or lam > self.byz_fraction:
             return None
-        return meta_bound(self.byz_fraction, base)
+        return published_meta_bound(self.byz_fraction, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators.fermat import fermat_weber
 from flwr_byzasync.aggregators.isometry import isometric_points
-from flwr_byzasync.aggregators.median import CoordinateWiseMedian, sharp_bound
+from flwr_byzasync.aggregators.median import CoordinateWiseMedian, published_bound, sharp_bound
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
 
@@ -42,7 +42,9 @@ class GeometricMedian(WeightedRule):
         name="gm",
         laws=frozenset(Law),
         bound=sharp_bound,
-        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/algorithm.md"),
+        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/medians.md"),
+        published=published_bound,
+        balanced=True,
     )
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ def sharp_bound(lam: float) -> float:
     return 1.0 / (1.0 - 2.0 * lam)
 
 
+def published_bound(lam: float) -> float:
+    """Return ``(1 + λ/(1 − 2λ))²``, which the paper gives for both medians up to a factor."""
+    return (1.0 + lam / (1.0 - 2.0 * lam)) ** 2
+
+
 @dataclass(frozen=True)
 class CoordinateWiseMedian(WeightedRule):
     """Weighted median of each coordinate on its own.
@@ -57,7 +62,9 @@ class CoordinateWiseMedian(WeightedRule):
         name="cwmed",
         laws=frozenset(Law),
         bound=sharp_bound,
-        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/algorithm.md"),
+        sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/medians.md"),
+        published=published_bound,
+        balanced=True,
     )
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:

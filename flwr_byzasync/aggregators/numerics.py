@@ -96,5 +96,29 @@ def squared_distances(rows: Tensor, centre: Tensor, offset: Tensor | None = None
     return total
 
 
+def pairwise_distances(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``‖x_i − x_j‖``, from differences, never from a Gram matrix.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (m, d).
+    weights : Tensor
+        (m,). Rows of weight zero are infinitely far from every row, themselves included.
+
+    Returns
+    -------
+    Tensor
+        (m, m) float64, symmetric, its diagonal 0 where the weight is positive. O(m² d).
+    """
+    used = (weights > 0).unsqueeze(1)
+    exact = "donot_use_mm_for_euclid_dist"
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for block in column_blocks(rows):
+        x = torch.where(used, block, 0.0).to(torch.float64)
+        total += torch.cdist(x, x, compute_mode=exact).square()
+    return torch.where(used & used.T, total.sqrt(), torch.inf)
+
+
 def _width(rows: Tensor) -> int:
     return max(1, BLOCK // rows.shape[0])

@@ -54,12 +54,19 @@ class Rule:
         (1 − λ)S; None if no constant exists or none is proved.
     sources : tuple of str
         Where definition and bound are written down.
+    published : callable or None
+        λ -> the constant that the literature gives, to plot beside `bound`; None if it has none.
+    balanced : bool
+        Whether the result is a point from which honest rows cannot all lie far on one side, as
+        a median's is; `CTMA` around such a centre has a sharper constant. See docs/theory.
     """
 
     name: str
     laws: frozenset[Law]
     bound: Callable[[float], float] | None
     sources: tuple[str, ...]
+    published: Callable[[float], float] | None = None
+    balanced: bool = False
 
 
 class WeightedRule(ABC):
@@ -96,6 +103,15 @@ class WeightedRule(ABC):
     def bound(self, lam: float) -> float | None:
         """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved."""
         return None if self.RULE.bound is None else self.RULE.bound(lam)
+
+    def published(self, lam: float) -> float | None:
+        """Return the literature's constant of this very rule at `lam`, or None."""
+        return None if self.RULE.published is None else self.RULE.published(lam)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """Rows that must be honest for `bound` to hold: it covers the sets G that hold them."""
+        return ()
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Aggregate rows with weights.
@@ -149,6 +165,11 @@ def bound_of(rule: Aggregator, lam: float) -> float | None:
     """c_λ a rule declares, or None."""
     bound = getattr(rule, "bound", None)
     return bound(lam) if callable(bound) else None
+
+
+def published_of(rule: Aggregator, lam: float) -> float | None:
+    """Return the literature's constant of a rule, or None."""
+    return rule.published(lam) if isinstance(rule, WeightedRule) else None
 
 
 def _check_shapes(rows: Tensor, weights: Tensor) -> None:
