@@ -39,7 +39,7 @@ class CoordinateWiseMedian(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= ρ²/(1 − 2λ)`` for every λ < 1/2, proved by the one-sided Chebyshev
-    inequality in each coordinate (docs/algorithm.md), and sharp as a supremum. The result lies
+    inequality in each coordinate (docs/theory/medians.md), and sharp as a supremum. The result lies
     in the rows' coordinate hull. Each result is one of the values or an exact midpoint.
 
     Cost
