@@ -1,8 +1,9 @@
 """Names of rules: what run-configs and commands write, and how it becomes a rule."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+import ast
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,10 +18,12 @@ from flwr_byzasync.aggregators.rule import (
     laws_of,
     precise,
 )
+from flwr_byzasync.calls import as_call, constant, parse
 from flwr_byzasync.discovery import declared
 from flwr_byzasync.errors import ConfigError, check_byz_fraction
 
 PACKAGE = "flwr_byzasync.aggregators"
+FIX = "write for example 'cwmed', 'ctma(gm)' or 'rfa(iterations=5)'"
 
 
 @cache
@@ -42,15 +45,17 @@ def discover() -> Mapping[str, type[WeightedRule]]:
 
 
 def build(text: str, byz_fraction: float | None = None) -> Aggregator:
-    """Make a rule from its name, compositions written as calls.
+    """Make a rule from its name, compositions and settings written as calls.
 
     Parameters
     ----------
     text : str
-        For example ``"cwmed"`` or ``"ctma(gm)"``. ``NAME-unweighted`` gives every node that
-        has replied the weight 1.
+        For example ``"cwmed"``, ``"rfa(iterations=5)"`` or ``"ctma(bucketing(gm, seed=3))"``:
+        a base comes first and without a name, settings as name=value, a value being a number,
+        true, false or none. ``NAME-unweighted`` gives every node that has replied the weight 1.
     byz_fraction : float, optional
-        λ in [0, 1/2), handed to every class that has the field; such a class needs it.
+        λ in [0, 1/2), handed to every class that has the field and is not given another in the
+        text; such a class needs it.
 
     Returns
     -------
@@ -60,39 +65,85 @@ def build(text: str, byz_fraction: float | None = None) -> Aggregator:
     Raises
     ------
     ConfigError
-        If the text does not parse, a name is unknown, a rule needs a base and has none (or the
-        other way round), or `byz_fraction` is out of range.
+        If the text does not parse, a name or a setting is unknown, a rule needs a base or a
+        setting and has none, or a value is not legal. Nothing in the text is executed.
 
     Examples
     --------
     >>> build("ctma(gm)", byz_fraction=0.4)
     CTMA(base=GeometricMedian(), byz_fraction=0.4)
+    >>> build("ctma(rfa(iterations=5), byz_fraction=0.1)", byz_fraction=0.4)
+    CTMA(base=RFA(iterations=5, nu=1e-06), byz_fraction=0.1)
     """
     if byz_fraction is not None:
         check_byz_fraction("byz_fraction", byz_fraction)
-    compact = re.sub(r"\s", "", text) if isinstance(text, str) else ""
-    match = re.fullmatch(r"([a-z_0-9]+)(?:\((.+)\))?(-unweighted)?", compact)
-    rules = discover()
-    example = "write for example 'cwmed' or 'ctma(gm)'"
-    if match is None or match[1] not in rules:
-        legal = f"one of {', '.join(rules)}, or a composition of them such as ctma(gm)"
-        raise ConfigError("aggregator", text, legal, example)
-    rule = rules[match[1]]
-    settings = {field.name: field for field in fields(rule)}  # type: ignore[arg-type]
-    given: dict[str, object] = {}
-    if ("base" in settings) != (match[2] is not None):
-        needs = "with a base in brackets" if "base" in settings else "without brackets"
-        raise ConfigError("aggregator", text, f"{match[1]} {needs}", example)
-    if match[2] is not None:
-        given["base"] = build(match[2], byz_fraction)
-    if "byz_fraction" in settings:
+    return _rule(parse(text), text, byz_fraction)
+
+
+def _rule(node: ast.expr | None, text: str, byz_fraction: float | None) -> Aggregator:
+    here = text if node is None else ast.get_source_segment(text.strip(), node)
+    inner = _before_suffix(node)
+    if inner is not None:
+        return Unweighted(_rule(inner, text, byz_fraction))
+    call = as_call(node)
+    if call is None or call.name not in discover():
+        legal = f"one of {', '.join(discover())}, alone or with brackets"
+        raise ConfigError("aggregator", here, legal, FIX)
+    rule = discover()[call.name]
+    settings = {f.name: f for f in fields(rule) if f.init}  # type: ignore[arg-type]
+    base = settings.pop("base", None)
+    written = call.named(settings)
+    bases = len(call.positional)
+    if written is None or bases > (base is not None) or bases < (base is not None and _bare(base)):
+        raise ConfigError("aggregator", here, _legal(call.name, settings, base), FIX)
+    given: dict[str, Any] = {}
+    if byz_fraction is not None and "byz_fraction" in settings:
         given["byz_fraction"] = byz_fraction
-    missing = [n for n, f in settings.items() if n not in given and f.default is MISSING]
+    for name, value in written.items():
+        given[name] = _number(call.name, name, value, text)
+    if call.positional:
+        given["base"] = _rule(call.positional[0], text, byz_fraction)
+    missing = [name for name, field in settings.items() if _bare(field) and name not in given]
     if missing:
-        fix = f"build it in Python with {', '.join(missing)}"
-        raise ConfigError("aggregator", text, "a rule that needs no other settings", fix)
-    made = rule(**given)
-    return Unweighted(made) if match[3] else made
+        fix = f"write it as name=value, for example {missing[0]}=0.3"
+        legal = f"{call.name} with {', '.join(missing)}"
+        raise ConfigError("aggregator", here, legal, fix)
+    return rule(**given)
+
+
+def _before_suffix(node: ast.expr | None) -> ast.Name | ast.Call | None:
+    """Return X of ``X-unweighted``."""
+    match node:
+        case ast.BinOp(ast.Name() | ast.Call() as left, ast.Sub(), ast.Name("unweighted")):
+            return left
+    return None
+
+
+def _bare(field: Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _legal(name: str, settings: Collection[str], base: Field[Any] | None) -> str:
+    """How a rule is written."""
+    named = f"settings among {', '.join(settings)}, each once, as name=value"
+    match base is not None, bool(settings):
+        case False, False:
+            return f"{name} without brackets"
+        case False, True:
+            return f"{name}, alone or with {named}"
+        case True, False:
+            return f"{name} with a base in brackets"
+    return f"{name} with a base in brackets, and behind it {named}"
+
+
+def _number(rule: str, name: str, node: ast.expr, text: str) -> object:
+    with suppress(ValueError):
+        value = constant(node)
+        if value is None or isinstance(value, int | float):
+            return value
+    legal = f"{rule} with a number, true, false or none for {name}"
+    raise ConfigError("aggregator", ast.get_source_segment(text.strip(), node), legal, FIX)
 
 
 @dataclass(frozen=True)

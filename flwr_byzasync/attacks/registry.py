@@ -6,13 +6,12 @@ from dataclasses import fields
 from functools import cache
 
 from flwr_byzasync.attacks.attack import LabelAttack, VectorAttack
+from flwr_byzasync.calls import WORDS, as_call, constant, parse
 from flwr_byzasync.discovery import declared
 from flwr_byzasync.errors import ConfigError
 
 PACKAGE = "flwr_byzasync.attacks"
 FIX = "write for example 'little' or 'little(z=1.5)'"
-LONGEST = 1000
-"""Characters: Python's parser is not made for endless nesting."""
 
 
 @cache
@@ -52,42 +51,33 @@ def build(text: str) -> VectorAttack | LabelAttack:
     >>> build("sleeper(honest_for=5, base=empire)")
     Sleeper(honest_for=5, hostile_for=20, base=Empire(epsilon=0.1, memory=10))
     """
-    try:
-        if not isinstance(text, str) or len(text) > LONGEST:
-            raise ValueError
-        parsed = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ConfigError("attack", text, _legal(), FIX) from None
-    return _attack(parsed, text)
+    return _attack(parse(text), text)
 
 
 def _legal() -> str:
     return f"one of {', '.join(discover())}, alone or with parameters as in little(z=1.5)"
 
 
-def _attack(node: ast.expr, text: str) -> VectorAttack | LabelAttack:
-    called = node.func if isinstance(node, ast.Call) else node
-    if not isinstance(called, ast.Name) or called.id not in discover():
+def _attack(node: ast.expr | None, text: str) -> VectorAttack | LabelAttack:
+    call = as_call(node)
+    if call is None or call.name not in discover():
         raise ConfigError("attack", text, _legal(), FIX)
-    attack = discover()[called.id]
-    given = node.keywords if isinstance(node, ast.Call) else []
+    attack = discover()[call.name]
     names = [field.name for field in fields(attack)]  # type: ignore[arg-type]
-    values = {keyword.arg: keyword.value for keyword in given}
-    positional = isinstance(node, ast.Call) and bool(node.args)
-    if positional or len(values) < len(given) or not set(values) <= set(names):
+    given = call.named(names)
+    if call.positional or given is None:
         takes = f"with parameters among {', '.join(names)}" if names else "without parameters"
-        raise ConfigError("attack", text, f"{called.id} {takes}, each once, as name=value", FIX)
-    return attack(**{str(name): _value(str(name), value, text) for name, value in values.items()})
+        raise ConfigError("attack", text, f"{call.name} {takes}, each once, as name=value", FIX)
+    return attack(**{name: _value(name, value, text) for name, value in given.items()})
 
 
 def _value(name: str, node: ast.expr, text: str) -> object:
     if name == "base" and isinstance(node, ast.Name | ast.Call):
         return _attack(node, text)
-    if isinstance(node, ast.Name):
+    if isinstance(node, ast.Name) and node.id not in WORDS:
         return node.id
     try:
-        value: object = ast.literal_eval(node)
-    except (ValueError, TypeError):
+        return constant(node)
+    except ValueError:
         legal = f"written with a number or a word for {name}"
         raise ConfigError("attack", text, legal, FIX) from None
-    return value

@@ -124,6 +124,15 @@ def test_two_rules_of_one_name_are_refused(new_folder: Path) -> None:
         ("gm-unweighted", Unweighted(GeometricMedian())),
         ("ctma(gm)-unweighted", Unweighted(CTMA(GeometricMedian(), byz_fraction=0.2))),
         ("ctma(gm-unweighted)", CTMA(Unweighted(GeometricMedian()), byz_fraction=0.2)),
+        ("rfa(iterations=5)", RFA(iterations=5)),
+        ("rfa ( nu = 1e-3, iterations = 7 )", RFA(iterations=7, nu=1e-3)),
+        ("rfa()-unweighted", Unweighted(RFA())),
+        ("ctma(rfa(nu=2)-unweighted)", CTMA(Unweighted(RFA(nu=2)), byz_fraction=0.2)),
+        ("ctma(gm, byz_fraction=0.1)", CTMA(GeometricMedian(), byz_fraction=0.1)),
+        ("ctma(gm,byz_fraction=0)-unweighted", Unweighted(CTMA(GeometricMedian(), 0))),
+        # What is written for one rule says nothing about its base.
+        ("ctma(ctma(gm), byz_fraction=0.1)", CTMA(CTMA(GeometricMedian(), 0.2), 0.1)),
+        ("ctma(ctma(gm, byz_fraction=0.1))", CTMA(CTMA(GeometricMedian(), 0.1), 0.2)),
     ],
 )
 def test_build_reads_names_and_compositions(text: str, rule: Aggregator) -> None:
@@ -149,14 +158,35 @@ def test_unweighted_gives_each_row_that_counts_the_weight_one() -> None:
     [
         ("median", "aggregator='median' is not legal: it must be one of ctma, cwmed, gm"),
         ("", "aggregator='' is not legal: it must be one of"),
-        ("ctma()", r"aggregator='ctma\(\)' is not legal: it must be one of"),
         ("ctma(gm", r"aggregator='ctma\(gm' is not legal: it must be one of"),
         ("ctma(what)", "aggregator='what' is not legal: it must be one of"),
         ("ctma(gm)(gm)", "is not legal: it must be one of"),
+        ("ctma(3)", "aggregator='3' is not legal: it must be one of"),
+        ("ctma(*gm)", r"aggregator='\*gm' is not legal: it must be one of"),
         ("gm-weighted", "aggregator='gm-weighted' is not legal: it must be one of"),
+        ("gm-unweighted-unweighted", "is not legal: it must be one of"),
+        ("(gm+gm)-unweighted", "is not legal: it must be one of"),
+        ("gm+unweighted", r"aggregator='gm\+unweighted' is not legal: it must be one of"),
         ("unweighted(gm)", r"aggregator='unweighted\(gm\)' is not legal: it must be one of"),
         ("ctma", "aggregator='ctma' is not legal: it must be ctma with a base in brackets"),
+        ("ctma()", r"'ctma\(\)' is not legal: it must be ctma with a base in brackets"),
+        ("ctma(gm, gm)", "it must be ctma with a base in brackets, and behind it settings among"),
+        ("ctma(base=gm)", "it must be ctma with a base in brackets, and behind it settings"),
+        ("ctma(gm, seed=3)", "settings among byz_fraction, each once, as name=value"),
+        ("ctma(**gm)", "settings among byz_fraction, each once, as name=value"),
         ("gm(mean)", r"aggregator='gm\(mean\)' is not legal: it must be gm without brackets"),
+        ("gm(steps=3)", "it must be gm without brackets"),
+        ("rfa(5)", "must be rfa, alone or with settings among iterations, nu, each once"),
+        ("rfa(nu=1, nu=2)", "must be rfa, alone or with settings among iterations, nu, each once"),
+        ("rfa(nu=small)", "aggregator='small' is not legal: it must be rfa with a number, true,"),
+        ("rfa(nu='1')", "it must be rfa with a number, true, false or none for nu"),
+        ("rfa(nu=1j)", "aggregator='1j' is not legal: it must be rfa with a number, true,"),
+        ("rfa(nu=[1])", "it must be rfa with a number, true, false or none for nu"),
+        ("rfa(nu=exit())", "it must be rfa with a number, true, false or none for nu"),
+        (f"rfa(nu={'-' * 900}1)", "it must be rfa with a number, true, false or none for nu"),
+        ("rfa" * 400, "is not legal: it must be one of"),
+        ("(" * 900, "is not legal: it must be one of"),
+        ("gm\0", "is not legal: it must be one of"),
         (None, "aggregator=None is not legal: it must be one of"),
         (3, "aggregator=3 is not legal: it must be one of"),
     ],
@@ -164,7 +194,24 @@ def test_unweighted_gives_each_row_that_counts_the_weight_one() -> None:
 def test_build_says_what_is_wrong_with_a_name(text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence) as caught:
         build(text, byz_fraction=0.2)
-    assert str(caught.value).endswith("write for example 'cwmed' or 'ctma(gm)'.")
+    assert caught.value.argument == "aggregator"
+    assert str(caught.value).endswith("'cwmed', 'ctma(gm)' or 'rfa(iterations=5)'.")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rfa(iterations=0)", "^iterations=0 is not legal: it must be an integer >= 1"),
+        ("rfa(iterations=true)", "^iterations=True is not legal"),
+        ("rfa(nu=none)", "^nu=None is not legal"),
+        ("rfa(nu=-1e-6)", "^nu=-1e-06 is not legal"),
+        ("ctma(gm, byz_fraction=0.5)", "^byz_fraction=0.5 is not legal"),
+        ("ctma(gm, byz_fraction=none)", "^byz_fraction=None is not legal"),
+    ],
+)
+def test_a_setting_that_is_not_legal_is_named(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build(text, byz_fraction=0.2)
 
 
 ILLEGAL = [-0.1, 0.5, 0.7, 1, float("nan"), float("inf"), True, False, "0.2"]
@@ -190,8 +237,10 @@ def test_a_byzantine_share_of_zero_up_to_a_half_is_taken(lam: float) -> None:
 
 def test_only_rules_that_have_the_field_need_a_byzantine_share() -> None:
     assert build("gm") == GeometricMedian()
-    with pytest.raises(ConfigError):
+    assert build("ctma(gm, byz_fraction=0.2)") == build("ctma(gm)", byz_fraction=0.2)
+    with pytest.raises(ConfigError, match="ctma with byz_fraction; write it as name=value") as said:
         build("ctma(gm)")
+    assert said.value.argument == "aggregator"
 
 
 # --- constructors ------------------------------------------------------------------------------
