@@ -4,12 +4,14 @@ from flwr_byzasync.aggregators.ctma import CTMA
 from flwr_byzasync.aggregators.geometric import GeometricMedian
 from flwr_byzasync.aggregators.mean import Mean
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
+from flwr_byzasync.aggregators.nnm import NNM
 from flwr_byzasync.aggregators.registry import build, discover
 from flwr_byzasync.aggregators.rfa import RFA
 from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule
 
 __all__ = [
     "CTMA",
+    "NNM",
     "RFA",
     "Aggregator",
     "CoordinateWiseMedian",

@@ -1,0 +1,160 @@
+"""w-NNM: nearest-neighbour mixing (Allouah et al. 2023, AISTATS, arXiv 2302.01772)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.ctma import keep_nearest
+from flwr_byzasync.aggregators.median import published_bound, sharp_bound
+from flwr_byzasync.aggregators.numerics import (
+    EPS,
+    paired_blocks,
+    pairwise_distances,
+    squared_distances,
+)
+from flwr_byzasync.aggregators.rule import (
+    Aggregator,
+    Law,
+    Rule,
+    WeightedRule,
+    bound_of,
+    laws_of,
+    precise,
+    published_of,
+)
+from flwr_byzasync.errors import ConfigError, check_byz_fraction
+
+
+def mixing_bound(lam: float, base: float) -> float:
+    """Return ``4 λ (1 + c) min(2, (1 + √(λ/(1 − λ)))²)/(1 − λ)`` over a base with constant c."""
+    share = lam / (1.0 - lam)
+    return 4.0 * share * (1.0 + base) * min(2.0, (1.0 + math.sqrt(share)) ** 2)
+
+
+def published_mixing_bound(lam: float, base: float) -> float:
+    """Return ``8 λ (1 + c)/(1 − λ)``, the published constant over a base with constant c."""
+    return 8.0 * lam * (1.0 + base) / (1.0 - lam)
+
+
+@dataclass(frozen=True)
+class NNM(WeightedRule):
+    """Every row becomes the mean of the rows nearest to it; then the base.
+
+    ``y_i`` is the weighted mean of the (1 − λ) S of weight nearest to ``x_i``, itself included;
+    the last row is taken in part, and rows equally far share what is missing in proportion to
+    their weights. The result is ``base(y, s)``. With equal weights and λ = f/n these are the
+    n − f nearest rows, as published.
+
+    Parameters
+    ----------
+    base : Aggregator
+        The rule that sees the mixed rows. Any rule, a third party's included.
+    byz_fraction : float
+        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
+
+    Raises
+    ------
+    ConfigError
+        If `base` cannot be called or `byz_fraction` is out of range.
+
+    Guarantees
+    ----------
+    ``‖A − x̄_G‖² <= 4λ(1 + c)/(1 − λ) · min(2, (1 + √(λ/(1 − λ)))²) ρ²`` over a base with
+    constant c at λ, proved in docs/theory/nnm.md (published, for counts: 8λ(1 + c)/(1 − λ)). The
+    bound covers any true share up to `byz_fraction`; beyond it there is none.
+
+    Cost
+    ----
+    O(m² d) and an (m, d) copy in float64, then the base.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flwr_byzasync.aggregators import CoordinateWiseMedian
+    >>> rows = torch.tensor([[0.0], [1.0], [2.0], [100.0]])
+    >>> NNM(CoordinateWiseMedian(), byz_fraction=0.25)(rows, torch.ones(4))
+    tensor([1.])
+    """
+
+    base: Aggregator
+    byz_fraction: float
+
+    RULE: ClassVar[Rule] = Rule(
+        name="nnm",
+        laws=frozenset(Law),
+        bound=lambda lam: mixing_bound(lam, sharp_bound(lam)),
+        sources=("Allouah et al. 2023, arXiv 2302.01772, section 3", "docs/theory/nnm.md"),
+        published=lambda lam: published_mixing_bound(lam, published_bound(lam)),
+    )
+
+    def __post_init__(self) -> None:
+        if not callable(self.base):
+            legal = "a rule, called as rule(rows, weights)"
+            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        check_byz_fraction("byz_fraction", self.byz_fraction)
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """The base's laws: mixing keeps all of them."""
+        return self.RULE.laws & laws_of(self.base)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's: mixing leaves each row in its place."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
+    def bound(self, lam: float) -> float | None:
+        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
+        base = bound_of(self.base, self.byz_fraction)
+        if base is None or lam > self.byz_fraction:
+            return None
+        return mixing_bound(self.byz_fraction, base)
+
+    def published(self, lam: float) -> float | None:
+        """``8 λ (1 + c)/(1 − λ)`` at `byz_fraction`, with what is published for the base."""
+        base = published_of(self.base, self.byz_fraction)
+        if base is None or lam > self.byz_fraction:
+            return None
+        return published_mixing_bound(self.byz_fraction, base)
+
+    def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return the base's unrounded result on the mixed rows."""
+        return precise(self.base, mix(rows, weights, self.byz_fraction), weights)
+
+
+def mix(rows: Tensor, weights: Tensor, byz_fraction: float) -> Tensor:
+    """Return the mean of the (1 − λ) S of weight nearest to each row.
+
+    Parameters
+    ----------
+    rows, weights : Tensor
+        (m, d) and (m,).
+    byz_fraction : float
+        λ.
+
+    Returns
+    -------
+    Tensor
+        (m, d) float64; finite in rows of weight zero.
+    """
+    mass = weights.to(torch.float64)
+    used = mass > 0
+    distance = pairwise_distances(rows, mass)
+    wanted = (1.0 - byz_fraction) * mass.sum()
+    # A row that was itself rounded, as by another mixing, is no exacter than its last digit.
+    blur = 4 * EPS * squared_distances(rows, torch.zeros_like(rows[0], dtype=torch.float64)).sqrt()
+    kept = torch.vmap(keep_nearest, in_dims=(0, None, None, 0))(distance, mass, wanted, blur)
+    share = torch.where(used.unsqueeze(1), kept / kept.sum(dim=1, keepdim=True), 0.0)
+    # Relative to the row with the nearest neighbours: a far row costs the others no digit.
+    spread = torch.where(share > 0, share * distance, 0.0).sum(dim=1)
+    middle = torch.where(used, spread, torch.inf).argmin().reshape(1)
+    centre = rows.index_select(0, middle)[0].to(torch.float64)
+    mixed = [
+        c + share @ torch.where(used.unsqueeze(1), x - c, 0.0)
+        for x, c in paired_blocks(rows, centre)
+    ]
+    return torch.cat(mixed, dim=1)
