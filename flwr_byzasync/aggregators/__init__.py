@@ -1,5 +1,6 @@
 """Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
 
+from flwr_byzasync.aggregators.bucketing import Bucketing
 from flwr_byzasync.aggregators.ctma import CTMA
 from flwr_byzasync.aggregators.geometric import GeometricMedian
 from flwr_byzasync.aggregators.mean import Mean
@@ -14,6 +15,7 @@ __all__ = [
     "NNM",
     "RFA",
     "Aggregator",
+    "Bucketing",
     "CoordinateWiseMedian",
     "GeometricMedian",
     "Law",
