@@ -1,5 +1,6 @@
 """The arrival loop: ask whoever is due, take in what arrives, wait only when nothing does."""
 
+import time
 from collections.abc import Callable, Mapping
 from logging import getLogger
 
@@ -8,8 +9,10 @@ from flwr.serverapp import Grid
 
 from flwr_byzasync.errors import Reason
 from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_sent, on_unsent
+from flwr_byzasync.pulls import Pulls
 from flwr_byzasync.session import Session
-from flwr_byzasync.state import Rejected, quorum
+from flwr_byzasync.simulation import clock_of
+from flwr_byzasync.state import Rejected, paused, quorum
 from flwr_byzasync.transitions import Status
 
 logger = getLogger("flwr")
@@ -20,8 +23,9 @@ class ArrivalLoop:
 
     Messages are pushed and pulled one at a time. A grid may leave a refused message out of the
     ids that it returns, so that positions mean nothing; one reply that cannot be inflated makes
-    a pull raise after the SuperLink has deleted all that it returned; and the metadata of a
-    reply is the client's own text. The id that was asked for is the only identity there is.
+    a pull raise after the SuperLink has deleted all that it returned; one that is not uploaded
+    to its end makes a pull hang; and the metadata of a reply is the client's own text. The id
+    that was asked for is the only identity there is.
 
     Parameters
     ----------
@@ -57,18 +61,19 @@ class ArrivalLoop:
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
         self._between = between
+        # A grid with a clock of its own computes where it is called: nothing there can hang.
+        self._pulls = Pulls(self._replies, threads=clock_of(grid)[0] is time.monotonic)
         self._round = 1
         self._network_fails = False
-        self._deadline = self._clock() + timeout
 
     def wait_for_nodes(self, wanted: int) -> bool:
         """Wait until `wanted` nodes are connected; False, and an error in the log, if in vain."""
-        said = -1
+        said, deadline = -1, self._clock() + self._timeout
         while len(self.look_who_is_there()) < wanted:
             if said != len(self.connected):
                 said = len(self.connected)
                 logger.info("Waiting for nodes: %d of %d are connected.", said, wanted)
-            if self._clock() >= self._deadline:
+            if self._clock() >= deadline:
                 logger.error(
                     "Only %d of %d nodes connected within timeout=%g seconds: start more nodes, "
                     "or pass a smaller min_available_nodes or min_nodes.",
@@ -93,7 +98,7 @@ class ArrivalLoop:
             step was made for that long, or every node is shut.
         """
         session, self._round = self.session, server_round
-        self._deadline = self._clock() + self._timeout
+        deadline = self._clock() + self._timeout
         while session.state.accepted < target or session.state.awaited:
             before = session.state.accepted
             here = self.look_who_is_there()
@@ -101,8 +106,8 @@ class ArrivalLoop:
             self._ask_due()
             arrived = self._take_in(target)
             if session.state.accepted > before and not session.state.awaited:
-                self._deadline = self._clock() + self._timeout
-            elif self._clock() >= self._deadline or self._all_shut():
+                deadline = self._clock() + self._timeout
+            elif self._clock() >= deadline or self._all_shut():
                 self._log_stalled()
                 return False
             if not arrived:
@@ -113,8 +118,9 @@ class ArrivalLoop:
     def _take_in(self, target: int) -> bool:
         """Pull every message that may be answered; True if one was."""
         session, arrived = self.session, False
-        for message_id in list(session.state.book):
-            for reply in self._pull(message_id)[:1]:
+        self._pulls.begin_pass(session.state.book)
+        for message_id, line in list(session.state.book.items()):
+            for reply in self._pull(message_id, line.node_id)[:1]:
                 session.receive(message_id, reply)
                 arrived = True
                 # A run that goes on from here looks at its clock first: so does this one.
@@ -153,7 +159,7 @@ class ArrivalLoop:
             else:
                 session.state = on_unsent(session.state, node_id, now)
 
-    def _pull(self, message_id: str) -> list[Message]:
+    def _pull(self, message_id: str, node_id: int) -> list[Message]:
         """Pull the reply to one message, if it is there.
 
         If the call raises, nothing is known: a passing fault of the network, or a reply that
@@ -161,12 +167,17 @@ class ArrivalLoop:
         time limit passes.
         """
         try:
-            replies = list(self._grid.pull_messages([message_id]))
+            replies = self._pulls.look(message_id, node_id)
         except Exception as error:
             self._log_network(error)
             return []
+        if replies is None:
+            return []
         self._network_fails = False
         return replies
+
+    def _replies(self, message_id: str) -> list[Message]:
+        return list(self._grid.pull_messages([message_id]))
 
     def _all_shut(self) -> bool:
         statuses = {node.status for node in self.session.state.nodes.values()}
@@ -190,7 +201,8 @@ class ArrivalLoop:
             if self._all_shut()
             else f"the first step was not made within timeout={self._timeout:g} seconds"
             if state.awaited or not state.founders
-            else f"no reply was accepted for timeout={self._timeout:g} seconds",
+            else f"no reply was accepted for timeout={self._timeout:g} seconds"
+            + (", and below_min_nodes='wait' waits for more nodes" if paused(state) else ""),
             len(self.connected),
             sum(node.accepted > 0 for node in state.nodes.values()),
             quorum(state),
