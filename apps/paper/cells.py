@@ -3,12 +3,16 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+import torch
 
 from apps.train import tasks
 from apps.train.settings import check_batch_size
+from apps.train.tasks import partitions
 from flwr_byzasync import aggregators, attacks, estimators
 from flwr_byzasync.arrivals import POWERS
-from flwr_byzasync.attacks import TimedAttack
+from flwr_byzasync.attacks import TimedAttack, VectorAttack
 from flwr_byzasync.errors import (
     ConfigError,
     check_byz_fraction,
@@ -18,6 +22,9 @@ from flwr_byzasync.errors import (
 )
 
 NO_ATTACK = "none"
+SHARED = "shared"
+NEWER = MappingProxyType({"partition": SHARED, "told": -1.0})
+"""Settings that came later: cells that leave them alone are known by the name they had before."""
 ARRIVALS = {"paper": "code", "faithful": "faithful"}
 """``--arrivals`` -> whose turn it is, in the words of `PaperArrivals`."""
 
@@ -35,7 +42,7 @@ class Cell:
     rule, attack, optimizer : str
         As run-configs write them: ``"ctma(cwmed)"``, ``"sign_flip"``, ``"mu2"``.
     byz_fraction : float
-        λ: the Byzantine share of arrivals, and what CTMA is told.
+        λ: the Byzantine share of arrivals, and what rules are told.
     nodes, byzantine : int
         Nodes, and how many of them lie.
     within : {"id2", "id", "uniform"}
@@ -48,6 +55,11 @@ class Cell:
         Examples of a gradient; accepted replies in all; between two evaluations.
     lr, beta, gamma : float
         η; β, or -1 for the optimizer's own (0.25 for μ², 0.9 for momentum); γ.
+    partition : str
+        "shared": all nodes take batches of one stream, as in the paper; "iid" or
+        "dirichlet(ALPHA)": each draws from examples of its own.
+    told : float
+        The λ that rules are told, or -1 for `byz_fraction`.
 
     Raises
     ------
@@ -73,6 +85,8 @@ class Cell:
     lr: float = 0.01
     beta: float = -1.0
     gamma: float = 0.1
+    partition: str = SHARED
+    told: float = -1.0
 
     def __post_init__(self) -> None:
         known = tasks.discover()
@@ -80,10 +94,9 @@ class Cell:
         models = known[self.dataset].models
         check_choice("model", self.model, models, fix=f"pass for example {next(iter(models))!r}")
         check_byz_fraction("byz_fraction", self.byz_fraction)
-        aggregators.build(self.rule, self.byz_fraction)
-        if self.attack != NO_ATTACK and isinstance(attacks.build(self.attack), TimedAttack):
-            legal = "an attack on what is sent or on labels: the arrivals leave no time to attack"
-            raise ConfigError("attack", self.attack, legal, "pass for example sign_flip")
+        aggregators.build(self.rule, self.chosen_told)
+        if self.attack != NO_ATTACK:
+            _check_attack(self.attack)
         estimators.build(self.optimizer, self.chosen_beta)
         for name in ("nodes", "batch_size", "replies", "evaluate_every"):
             check_integer(name, getattr(self, name), low=1, fix=f"pass for example {name}=16")
@@ -99,6 +112,8 @@ class Cell:
         check_integer("byzantine", self.byzantine, low=0, high=self.nodes, fix=fix)
         if self.byzantine == self.nodes:
             raise ConfigError("byzantine", self.byzantine, "fewer than nodes", fix)
+        if self.partition != SHARED:
+            partitions.build(self.partition)
         check_choice("within", self.within, POWERS, fix="pass for example 'id2'")
         check_choice("arrivals", self.arrivals, ARRIVALS, fix="pass 'paper' or 'faithful'")
         check_number("lr", self.lr, low=0, closed="neither", fix="pass for example lr=0.01")
@@ -111,7 +126,26 @@ class Cell:
         return None if self.beta == -1.0 else self.beta
 
     @property
+    def chosen_told(self) -> float:
+        """The λ that rules are told."""
+        return self.byz_fraction if self.told == -1.0 else self.told
+
+    @property
     def name(self) -> str:
         """Short name: all settings, hashed, so that a finished cell is known again."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        items = asdict(self).items()
+        settings = {key: value for key, value in items if NEWER.get(key) != value}
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check_attack(text: str) -> None:
+    """Refuse attacks that can do nothing here, or that let no run begin."""
+    attack = attacks.build(text)
+    fix = "pass for example sign_flip"
+    if isinstance(attack, TimedAttack):
+        legal = "an attack on what is sent or on labels: the arrivals leave no time to attack"
+        raise ConfigError("attack", text, legal, fix)
+    if isinstance(attack, VectorAttack) and not attack.craft(torch.ones(1)).isfinite().all():
+        legal = "an attack whose replies are accepted: the first step needs a reply of each node"
+        raise ConfigError("attack", text, legal, fix)

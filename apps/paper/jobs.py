@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from apps.paper.cells import Cell
+from apps.paper.cells import SHARED, Cell
 from apps.paper.results import Results
 from apps.paper.run import Evaluation, run
 
@@ -97,6 +97,8 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
 def _outcome(cell: Cell, future: Future[list[Evaluation]], results: Results) -> tuple[str, bool]:
     """Write a cell's results; return what to say, and whether it went well."""
     name = f"{cell.figure} {cell.attack} {cell.rule} {cell.optimizer} seed {cell.seed}"
+    if cell.partition != SHARED:
+        name = f"{name} {cell.partition}"
     error = future.exception()
     if error is not None:
         return f"{name}: FAILED, {type(error).__name__}: {error}", False

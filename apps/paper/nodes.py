@@ -1,17 +1,18 @@
 """The nodes of a cell: the paper's global stream of batches, honest and Byzantine gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from apps.paper.cells import NO_ATTACK, Cell
+from apps.paper.cells import NO_ATTACK, SHARED, Cell
 from apps.train.client_app import batch_gradient
 from apps.train.settings import sees_others
-from apps.train.tasks import Split, Task
+from apps.train.tasks import Split, Task, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 from flwr_byzasync.errors import check_integer
@@ -76,6 +77,39 @@ class Stream:
 _SHUFFLES: dict[tuple[int, int, int], Tensor] = {}
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Examples of each node's own, of which each reply takes a batch drawn with replacement.
+
+    Parameters
+    ----------
+    parts : sequence of Tensor
+        Indices of each node's examples.
+    batch_size : int
+        Examples of a reply.
+    seed : int
+        Of the draws.
+    """
+
+    parts: Sequence[Tensor]
+    batch_size: int
+    seed: int
+
+    def batch(self, partition: int, count: int) -> Tensor:
+        """Return the indices of the examples of a node's reply number `count`."""
+        mine = self.parts[partition]
+        generator = np.random.default_rng([self.seed, partition, count])
+        return mine[torch.from_numpy(generator.integers(len(mine), size=self.batch_size))]
+
+
+def batches_of(cell: Cell, labels: Tensor, order: tuple[int, ...]) -> Stream | Shares:
+    """Return who trains on what in a cell."""
+    if cell.partition == SHARED:
+        return Stream.of(len(labels), cell.batch_size, cell.seed, order)
+    parts = partitions.build(cell.partition)(labels, cell.nodes, cell.seed)
+    return Shares(parts, cell.batch_size, cell.seed)
+
+
 def attack_of(cell: Cell) -> VectorAttack | LabelAttack | None:
     """Return what the Byzantine nodes of a cell do."""
     return None if cell.attack == NO_ATTACK else attacks.build(cell.attack)
@@ -91,19 +125,19 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
     task : Task
         Its data set.
     training : Split
-        Examples, shared by all nodes as in the paper.
+        Examples, of which `batches_of` says who takes which.
     order : tuple of int
         Partition-ids in the order in which their replies arrive.
     """
     fix = f"pass at most {len(training.labels)}"
     check_integer("batch_size", cell.batch_size, low=1, high=len(training.labels), fix=fix)
-    stream = Stream.of(len(training.labels), cell.batch_size, cell.seed, order)
+    batches = batches_of(cell, training.labels, order)
     model: nn.Module = task.make_model(cell.model, cell.seed)
     attack = attack_of(cell)
 
     def gradient(query: Query) -> Gradient:
         partition = int(query.context.node_config["partition-id"])
-        batch = stream.batch(partition, int(query.config["byz.count"]))  # type: ignore[call-overload]
+        batch = batches.batch(partition, int(query.config["byz.count"]))  # type: ignore[call-overload]
         labels = training.labels[batch]
         if isinstance(attack, LabelAttack) and partition < cell.byzantine:
             labels = attack.transform(labels, task.classes)

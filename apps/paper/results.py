@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from apps.paper.cells import Cell
+from apps.paper.cells import NEWER, Cell
 from apps.paper.run import Evaluation
 from flwr_byzasync.errors import ConfigError
 
@@ -122,9 +122,9 @@ def group_of(line: Line) -> tuple[Any, ...]:
 def _parsed(row: str) -> Line | None:
     """Return a line, or None if it is none of this version's."""
     try:
-        line = json.loads(row)
+        line = {**NEWER, **json.loads(row)}
         return line if line.keys() >= {"cell", *SETTINGS, *MEASURED} else None
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError):
         return None
 
 

@@ -153,7 +153,7 @@ def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
     if cell.optimizer == "mu2":
         optimizer = AnyTimeSGD(lr=cell.lr, gamma=cell.gamma)
     return AsyncRobust(
-        aggregators.build(cell.rule, cell.byz_fraction),
+        aggregators.build(cell.rule, cell.chosen_told),
         AfterFirstPass(optimizer) if cell.arrivals == "paper" else optimizer,
         min_nodes=cell.nodes,
         updates_per_round=cell.evaluate_every,
