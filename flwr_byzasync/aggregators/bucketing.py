@@ -103,8 +103,9 @@ class Bucketing(WeightedRule):
 
     def bound(self, lam: float) -> float | None:
         """c_λ from the base's constant at b λ; None where there is none or b λ >= 1/2."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
         # A base that trusts a row would be given a mean in its place.
-        if self.size * lam >= 0.5 or getattr(self.base, "trusted", ()):
+        if self.size * lam >= 0.5 or trusted:
             return None
         base = bound_of(self.base, self.size * lam)
         return None if base is None else bucketing_bound(lam, self.size, base)
