@@ -1,16 +1,21 @@
 """Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
 
 from flwr_byzasync.aggregators.bucketing import Bucketing
+from flwr_byzasync.aggregators.cge import CGE
 from flwr_byzasync.aggregators.ctma import CTMA
 from flwr_byzasync.aggregators.geometric import GeometricMedian
+from flwr_byzasync.aggregators.meamed import Meamed
 from flwr_byzasync.aggregators.mean import Mean
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
+from flwr_byzasync.aggregators.monna import MoNNA
 from flwr_byzasync.aggregators.nnm import NNM
 from flwr_byzasync.aggregators.registry import build, discover
 from flwr_byzasync.aggregators.rfa import RFA
 from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.trimmed_mean import TrimmedMean
 
 __all__ = [
+    "CGE",
     "CTMA",
     "NNM",
     "RFA",
@@ -19,8 +24,11 @@ __all__ = [
     "CoordinateWiseMedian",
     "GeometricMedian",
     "Law",
+    "Meamed",
     "Mean",
+    "MoNNA",
     "Rule",
+    "TrimmedMean",
     "WeightedRule",
     "build",
     "discover",
