@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -20,9 +21,14 @@ from torch import Tensor
 
 from flwr_byzasync.errors import ConfigError, check_integer, check_number
 
+try:
+    import fcntl
+except ImportError:  # which is so on Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = getLogger("flwr")
 
-FORMAT, VERSION = "flwr_byzasync checkpoint", "1"
+FORMAT, VERSION = "flwr_byzasync checkpoint", "2"
 PATTERN = "checkpoint-*.safetensors"
 DOCUMENT = "document"
 """Name of the tensor whose bytes are the JSON; the state's own tensors have dots in theirs."""
@@ -81,7 +87,7 @@ class Checkpoints:
         check_integer("keep", self.keep, low=1, fix="pass for example keep=3")
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what a run that was killed had half written.
+        """Make the folder.
 
         Raises
         ------
@@ -91,14 +97,30 @@ class Checkpoints:
         try:
             folder = Path(self.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            for rest in folder.glob(f".{PATTERN}.tmp"):
-                rest.unlink()
             trial = folder / ".trial.tmp"
             trial.write_bytes(b"")
-            trial.unlink()
+            trial.unlink(missing_ok=True)
         except OSError as error:
             legal = f"a folder that can be made and written to ({error.strerror})"
             raise ConfigError("folder", str(self.folder), legal, "pass another path") from error
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep the folder for one run, and clear away what a killed one had half written.
+
+        Where the system has no locks of this kind, runs are not kept apart. A process that dies
+        loses its claim.
+
+        Raises
+        ------
+        ConfigError
+            If another run has the folder.
+        """
+        folder = Path(self.folder)
+        with _locked(folder):
+            for rest in folder.glob(f".{PATTERN}.tmp"):
+                rest.unlink(missing_ok=True)
+            yield
 
     def paths(self) -> list[Path]:
         """Return what looks like a checkpoint, newest first; it may be damaged."""
@@ -206,6 +228,24 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        legal, fix = "a folder that no other run uses", "wait for it to end, or pass another folder"
+        raise ConfigError("folder", str(folder), legal, fix) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _number(path: Path) -> int:

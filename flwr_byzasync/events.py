@@ -4,12 +4,12 @@ A reply that is not accepted touches neither the table nor the iterates, so that
 bit-identical by construction.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from statistics import median
 
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
-from flwr_byzasync.pace import LEAST_PATIENCE, PATIENCE, failed, time_limit
+from flwr_byzasync.pace import LEAST_PATIENCE, PATIENCE, earliest, failed, time_limit
 from flwr_byzasync.state import (
     Node,
     Rejected,
@@ -23,6 +23,9 @@ from flwr_byzasync.state import (
 from flwr_byzasync.transitions import TRANSITIONS, Effect, Event, Status, move
 
 REPLY_TIMES_KEPT = 15
+MOST_ABSENT = 1000
+"""Nodes that left without a row and are remembered: whoever comes again under ever new ids fills
+no memory, and a node that comes back soon does not find its faults forgiven."""
 
 
 def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
@@ -41,7 +44,7 @@ def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
     for node_id, node in nodes.items():
         if node_id not in here and (node.status, Event.GONE) in TRANSITIONS:
             state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
-    return state
+    return _without_strangers(state, here)
 
 
 def due_nodes(
@@ -155,7 +158,6 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         node,
         row=row,
         status=status,
-        due=now,
         accepted=count,
         faults=0,
         silences=0,
@@ -163,6 +165,8 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         reply_times=times,
         metrics=update.metrics,
     )
+    due = max(now, earliest(nodes.values(), sent.sent_at, state.policy))
+    nodes[sent.node_id] = replace(nodes[sent.node_id], due=due)
     staleness = state.staleness + step - sent.step
     state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
     return _step(state) if may_step(state) else state
@@ -214,6 +218,21 @@ def _too_slow(state: ServerState, now: float) -> frozenset[int]:
     limit = max(LEAST_PATIENCE, PATIENCE * median(first))
     late = {line.node_id for line in state.book.values() if now - line.sent_at > limit}
     return frozenset(node_id for node_id in late if state.nodes[node_id].row is None)
+
+
+def _without_strangers(state: ServerState, here: Collection[int]) -> ServerState:
+    """Forget the first of the nodes that left and have no row, once there are too many."""
+    if len(state.nodes) - len(here) <= MOST_ABSENT:
+        return state
+    absent = [
+        node_id
+        for node_id, node in state.nodes.items()
+        if node.row is None and node_id not in here and node_id not in state.awaited
+    ]
+    strangers = set(absent[: max(0, len(absent) - MOST_ABSENT)])
+    nodes = {node_id: node for node_id, node in state.nodes.items() if node_id not in strangers}
+    book = {key: line for key, line in state.book.items() if line.node_id not in strangers}
+    return replace(state, nodes=nodes, book=book)
 
 
 def _count(state: ServerState, reason: Reason) -> ServerState:

@@ -1,5 +1,6 @@
 """How long a node is given for a reply, and how long it waits before it is asked again."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
@@ -28,6 +29,28 @@ def time_limit(node: Node, policy: Policy) -> float:
         return policy.reply_timeout
     usual = PATIENCE * median(node.reply_times)
     return min(policy.reply_timeout, max(policy.min_reply_timeout, usual))
+
+
+def earliest(nodes: Iterable[Node], sent_at: float, policy: Policy) -> float:
+    """Return when a node that has just replied may be asked again, in seconds of the clock.
+
+    At once without `policy.max_pace`; else no sooner after its last query than the median
+    node's usual reply time divided by it. The median is over the nodes that have replied, so
+    fewer than half of them cannot move it beyond what the others take.
+
+    Parameters
+    ----------
+    nodes : iterable of Node
+        Every node, the one that replied included.
+    sent_at : float
+        When it was sent the query that it replied to.
+    policy : Policy
+        The limit.
+    """
+    if policy.max_pace is None:
+        return sent_at
+    usual = [median(node.reply_times) for node in nodes if node.reply_times]
+    return sent_at + median(usual) / policy.max_pace if usual else sent_at
 
 
 def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now: float) -> Node:

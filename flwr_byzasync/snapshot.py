@@ -128,7 +128,9 @@ def without_absent(state: ServerState, here: Collection[int]) -> ServerState:
     return replace(state, nodes=nodes, book=book, founders=founders, awaited=founders)
 
 
-def identity_of(state: ServerState, aggregator: object, payload: str) -> dict[str, str]:
+def identity_of(
+    state: ServerState, aggregator: object, payload: str, weights: object
+) -> dict[str, str]:
     """Return what must be the same when a run goes on, by the name of its argument."""
     groups = ("parameters", "buffers", "counters")
     entries = [
@@ -141,6 +143,7 @@ def identity_of(state: ServerState, aggregator: object, payload: str) -> dict[st
         "aggregator": described(aggregator),
         "optimizer": described(state.optimizer),
         "payload": payload,
+        "weights": described(weights),
     }
 
 
@@ -184,7 +187,12 @@ def _saved_types(state: ServerState) -> dict[str, Any]:
 def _rows_of(state: ServerState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     table = getattr(state.tables, name)
     rows = pack(table.view().rows, Tensor, tensors)
-    return {"rows": rows, "counts": list(table.counts), "sent": list(table.sent)}
+    return {
+        "rows": rows,
+        "counts": list(table.counts),
+        "sent": list(table.sent),
+        "step": table.step,
+    }
 
 
 def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -193,13 +201,13 @@ def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None
         raise MisfitError("the tables differ")
     for name in names:
         table, saved = getattr(state.tables, name), plain[name]
-        if not isinstance(saved, dict) or saved.keys() != {"rows", "counts", "sent"}:
+        if not isinstance(saved, dict) or saved.keys() != {"rows", "counts", "sent", "step"}:
             raise MisfitError(f"the table of {name} differs")
         rows = unpack(saved["rows"], Tensor, tensors)
         counts, sent = (unpack(saved[key], tuple[int, ...], {}) for key in ("counts", "sent"))
         if rows.shape[0] != len(counts) or rows.shape[1:] != table.view().rows.shape[1:]:
             raise MisfitError(f"the table of {name} has another shape")
-        table.fill(rows, counts, sent, state.iterates.step)
+        table.fill(rows, counts, sent, unpack(saved["step"], int, {}))
 
 
 def moved(value: Any, shift: float) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators import Aggregator, CoordinateWiseMedian
 from flwr_byzasync.aggregators.median import middle_values
-from flwr_byzasync.errors import Reason
+from flwr_byzasync.errors import Reason, check_choice, check_integer, check_number
 from flwr_byzasync.layout import Layout, ModelLayout
 from flwr_byzasync.optimizers import Iterates, Optimizer
 from flwr_byzasync.table import Table
@@ -126,6 +126,13 @@ class Policy:
     lost_rows : {"keep", "drop"}
         What becomes of the row of a node that is lost: its weight is frozen, or it is forgotten
         until the node replies again.
+    max_pace : float or None
+        How many times as often as the median node a node may be asked, >= 1; None: no limit.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
     """
 
     min_nodes: int | None = None
@@ -134,6 +141,22 @@ class Policy:
     min_reply_timeout: float = 60.0
     below_min_nodes: str = "continue"
     lost_rows: str = "keep"
+    max_pace: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_nodes is not None:
+            fix = "pass a positive number, or None"
+            check_integer("min_nodes", self.min_nodes, low=1, fix=fix)
+        check_integer("shut_after", self.shut_after, low=1, fix="pass for example shut_after=5")
+        for name in ("reply_timeout", "min_reply_timeout"):
+            seconds, fix = getattr(self, name), "pass a time in seconds"
+            check_number(name, seconds, low=0, closed="neither", fix=fix)
+        for name, choices in (("below_min_nodes", BELOW_MIN_NODES), ("lost_rows", LOST_ROWS)):
+            fix = f"leave it out or pass {choices[1]!r}"
+            check_choice(name, getattr(self, name), choices, fix=fix)
+        if self.max_pace is not None:
+            fix = "pass for example max_pace=10.0, or None for no limit"
+            check_number("max_pace", self.max_pace, low=1, fix=fix)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """AsyncRobust: the Flower strategy whose loop is driven by arrivals. No mathematics here."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from logging import getLogger
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -10,6 +12,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_byzasync import records
 from flwr_byzasync.aggregators import Aggregator
+from flwr_byzasync.arguments import (
+    check_call,
+    check_key,
+    check_names,
+    check_parts,
+    check_resume,
+    usable_device,
+)
 from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.errors import ConfigError, Reason, check_choice, check_integer, check_number
 from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
@@ -19,7 +29,7 @@ from flwr_byzasync.progress import Statistics, statistics, weighted_metrics
 from flwr_byzasync.session import Session, Wire
 from flwr_byzasync.simulation import clock_of
 from flwr_byzasync.snapshot import identity_of
-from flwr_byzasync.state import BELOW_MIN_NODES, LOST_ROWS, Policy, Rejected, begin
+from flwr_byzasync.state import Policy, Rejected, begin
 from flwr_byzasync.training import EvaluateFn, Training
 from flwr_byzasync.weights import WeightPolicy, weighting
 
@@ -69,6 +79,13 @@ class AsyncRobust(Strategy):
         one common weight. f liars then hold at most ``f·max_share``, however fast they answer;
         without it a liar that does not compute may buy any share. With fewer than
         1/max_share nodes all weigh the same. A rule is called from scratch while the cap cuts.
+        A node is what the SuperLink calls one: where SuperNodes need no registered key, a liar
+        may come back under new ids, each with a share of its own.
+    max_pace : float, optional
+        How many times as often as the median node a node may be asked, in [1, inf). Every
+        reply makes a step, so that without it a liar that does not compute moves the model many
+        times between two honest replies, towards rows that are old by then. Honest nodes that
+        are faster than that wait.
     below_min_nodes : {"continue", "wait"}, default "continue"
         What happens after the first step while fewer than `min_nodes` answer, or no more than
         half of the nodes of the start where that is None. "wait" takes replies in without a
@@ -139,6 +156,7 @@ class AsyncRobust(Strategy):
         payload: str | None = None,
         weights: str | WeightPolicy = "counts",
         max_share: float | None = None,
+        max_pace: float | None = None,
         below_min_nodes: str = "continue",
         lost_rows: str = "keep",
         shut_after: int = 5,
@@ -153,63 +171,42 @@ class AsyncRobust(Strategy):
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        if not callable(aggregator) or isinstance(aggregator, type):
-            fix = "pass for example CTMA(GeometricMedian(), byz_fraction=0.4)"
-            raise ConfigError("aggregator", aggregator, "a rule called as rule(rows, weights)", fix)
-        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, type):
-            fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
-            raise ConfigError("optimizer", optimizer, "an object with init and step", fix)
-        counts = {
-            "min_nodes": min_nodes,
-            "min_available_nodes": min_available_nodes,
-            "updates_per_round": updates_per_round,
-        }
-        for name, count in counts.items():
-            if count is not None:
-                check_integer(name, count, low=1, fix="pass a positive number, or None")
-        check_integer("shut_after", shut_after, low=1, fix="pass for example shut_after=5")
-        times = {
-            "reply_timeout": reply_timeout,
-            "min_reply_timeout": min_reply_timeout,
-            "poll_interval": poll_interval,
-        }
-        for name, seconds in times.items():
-            check_number(name, seconds, low=0, closed="neither", fix="pass a time in seconds")
-        self.aggregator = aggregator
-        self.optimizer = optimizer
-        self.weights = weighting(weights, max_share)
+        check_parts(aggregator, optimizer)
         self.policy = Policy(
             min_nodes,
             shut_after,
-            float(reply_timeout),
-            float(min_reply_timeout),
-            check_choice(
-                "below_min_nodes",
-                below_min_nodes,
-                BELOW_MIN_NODES,
-                fix="leave it out or pass 'wait'",
-            ),
-            check_choice("lost_rows", lost_rows, LOST_ROWS, fix="leave it out or pass 'drop'"),
+            reply_timeout,
+            min_reply_timeout,
+            below_min_nodes,
+            lost_rows,
+            max_pace,
         )
+        fix = "pass a positive number, or None"
+        for name, count in (
+            ("min_available_nodes", min_available_nodes),
+            ("updates_per_round", updates_per_round),
+        ):
+            if count is not None:
+                check_integer(name, count, low=1, fix=fix)
+        fix = "pass a time in seconds"
+        check_number("poll_interval", poll_interval, low=0, closed="neither", fix=fix)
+        self.aggregator, self.optimizer = aggregator, optimizer
+        self.weights = weighting(weights, max_share)
         self.min_available_nodes = min_available_nodes or min_nodes or 2
         self.updates_per_round = updates_per_round
-        self.buffers = _check_names("buffers", buffers)
+        self.buffers = check_names("buffers", buffers)
         self.poll_interval = float(poll_interval)
-        self.device = _usable_device(device)
+        self.device = usable_device(device)
+        taken = (records.BUFFERS, records.METRICS)
+        fix = "leave it out or pass 'momentum'"
         self._wire = Wire(
-            check_choice(
-                "payload",
-                PAYLOADS[0] if payload is None else payload,
-                PAYLOADS,
-                fix="leave it out or pass 'momentum'",
-            ),
-            _check_key("arrayrecord_key", arrayrecord_key),
-            _check_key("configrecord_key", configrecord_key, taken=arrayrecord_key),
+            check_choice("payload", PAYLOADS[0] if payload is None else payload, PAYLOADS, fix=fix),
+            check_key("arrayrecord_key", arrayrecord_key, taken),
+            check_key("configrecord_key", configrecord_key, (*taken, arrayrecord_key)),
         )
-        self.checkpoints, self.resume = _check_resume(checkpoints, resume)
-        for name, call in (("clock", clock), ("sleep", sleep)):
-            if call is not None and not callable(call):
-                raise ConfigError(name, call, "a function, or None", "leave it out")
+        self.checkpoints, self.resume = check_resume(checkpoints, resume)
+        check_call("clock", clock)
+        check_call("sleep", sleep)
         self._clock, self._sleep = clock, sleep
         self._session: Session | None = None
         self._handed_out: list[tuple[int, int, Message]] = []
@@ -230,6 +227,7 @@ class AsyncRobust(Strategy):
         logger.info("\t│\t├── First query when connected: %d nodes", self.min_available_nodes)
         logger.info("\t│\t├── First step after replies of: %s", quorum)
         logger.info("\t│\t├── With fewer later: %s", policy.below_min_nodes)
+        logger.info("\t│\t├── Most replies of one node: %s", _pace(policy.max_pace))
         logger.info("\t│\t├── Message time limit: %g s at most", policy.reply_timeout)
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
         logger.info("\t├──> Checkpoints: %s", self.checkpoints)
@@ -306,18 +304,28 @@ class AsyncRobust(Strategy):
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
         result = Result(arrays=initial_arrays)
-        identity = identity_of(session.state, self.aggregator, self._wire.payload)
+        identity = identity_of(session.state, self.aggregator, self._wire.payload, self.weights)
         run_id = _run_id(grid)
         training = Training(
             session, result, num_rounds, evaluate_fn, self.checkpoints, identity, run_id
         )
-        training.recover(self.resume)
+        if self.checkpoints is not None:
+            self.checkpoints.prepare()
+        with self.checkpoints.claim() if self.checkpoints else nullcontext():
+            training.recover(self.resume)
+            self._train(training, grid, config, timeout)
+        return result
+
+    def _train(
+        self, training: Training, grid: Grid, config: dict[str, Any], timeout: float
+    ) -> None:
+        session = self._session
+        assert session is not None
         sleep = self._sleep or clock_of(grid)[1]
         loop = ArrivalLoop(
             session, grid, config, timeout, sleep, self.poll_interval, training.between
         )
         training.play(loop, self.min_available_nodes, self.updates_per_round)
-        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -418,44 +426,5 @@ def _run_id(grid: Grid) -> int:
         return 0
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
-    # Rules compute in float64, which other accelerators lack.
-    legal = "'cpu' or a CUDA device of this machine"
-    fix = "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
-    try:
-        usable = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError("device", device, legal, fix) from None
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    on_card = usable.type == "cuda" and (usable.index or 0) < cards
-    if usable.type != "cpu" and not on_card:
-        raise ConfigError("device", str(device), legal, fix)
-    return usable
-
-
-def _check_resume(checkpoints: object, resume: object) -> tuple[Checkpoints | None, bool]:
-    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
-        fix = "pass for example Checkpoints('/data/run1')"
-        raise ConfigError("checkpoints", checkpoints, "a Checkpoints or None", fix)
-    if not isinstance(resume, bool):
-        raise ConfigError("resume", resume, "True or False", "pass True to go on with a run")
-    if resume and checkpoints is None:
-        fix = "pass for example checkpoints=Checkpoints('/data/run1')"
-        raise ConfigError("resume", resume, "False without checkpoints", fix)
-    return checkpoints, resume
-
-
-def _check_key(name: str, key: object, taken: str = "") -> str:
-    reserved = (records.BUFFERS, records.METRICS, taken)
-    if not isinstance(key, str) or not key or key in reserved:
-        legal = f"a name other than {', '.join(repr(other) for other in reserved if other)}"
-        raise ConfigError(name, key, legal, "leave it out or pass a name of its own")
-    return key
-
-
-def _check_names(name: str, names: object) -> tuple[str, ...]:
-    given = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
-    if given is None or not all(isinstance(each, str) for each in given):
-        fix = "pass for example [name for name, _ in model.named_buffers()]"
-        raise ConfigError(name, names if given is None else given, "a collection of names", fix)
-    return given
+def _pace(most: float | None) -> str:
+    return "as many as it sends" if most is None else f"{most:g} times the median node's"

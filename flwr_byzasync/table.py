@@ -57,6 +57,7 @@ class Table(Generic[S]):
         self._counts: tuple[int, ...] = ()
         self._sent: tuple[int, ...] = ()
         self._weights = torch.empty(0, dtype=torch.int64)
+        self._step = 0
         self._derived: S | None = None
 
     def __len__(self) -> int:
@@ -71,6 +72,11 @@ class Table(Generic[S]):
     def sent(self) -> tuple[int, ...]:
         """Server steps before the query of each row was sent."""
         return self._sent
+
+    @property
+    def step(self) -> int:
+        """Server steps when the weights were last taken."""
+        return self._step
 
     def view(self) -> TableView:
         """Return the rows in use and their weights, without a copy of the rows."""
@@ -133,7 +139,7 @@ class Table(Generic[S]):
         counts, sent : sequence of int
             As the properties of the same names.
         step : int
-            Server steps when its last row was replaced.
+            As the property of that name.
         """
         self._derived = None
         self._counts, self._sent = tuple(counts), tuple(sent)
@@ -158,6 +164,7 @@ class Table(Generic[S]):
     def _weighed(self, counts: Sequence[int], sent: Sequence[int], step: int) -> Tensor:
         if not counts:
             return torch.empty(0, dtype=torch.int64)
+        self._step = step
         ages = step - torch.tensor(sent, dtype=torch.int64)
         return self._weigh(torch.tensor(counts, dtype=torch.int64), ages)
 

@@ -82,7 +82,6 @@ class Training:
         """
         if self._checkpoints is None:
             return
-        self._checkpoints.prepare()
         found = self._checkpoints.paths()
         if found and not resume:
             legal = f"True where the folder holds a run: {found[0]} is there"

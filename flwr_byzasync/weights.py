@@ -169,6 +169,9 @@ def capped(weights: Tensor, max_share: float) -> Tensor:
     positive = int((weights > 0).sum())
     share = max(max_share, 1.0 / max(positive, 1))
     slack = 1.0 + 4 * len(weights) * EPS
+    if math.isinf(float(weights.sum())):
+        # Only proportions matter, and these the sum can hold.
+        weights = weights / len(weights)
     if not positive or float(weights.max()) <= share * float(weights.sum()) * slack:
         return weights
     sizes = weights.to(torch.float64)
@@ -225,19 +228,24 @@ def weighting(weights: str | WeightPolicy, max_share: float | None = None) -> We
 
 
 def _check_weights(policy: WeightPolicy) -> None:
-    """Try a policy on two nodes, so that one that cannot work fails before any message is sent.
+    """Try a policy on one to three nodes: what cannot work fails before any message is sent.
 
     Raises
     ------
     ConfigError
-        Unless it gives two finite weights, none of them negative, with a positive sum.
+        Unless it gives a finite weight a node, none of them negative, with a positive sum.
     """
     legal = "a policy called as policy(counts, ages) that gives one weight >= 0 a node"
     try:
-        given = policy(torch.tensor([1, 2]), torch.tensor([3, 0]))
-        usable = given.shape == (2,) and bool(given.isfinite().all() and (given >= 0).all())
-        usable = usable and float(given.sum()) > 0
+        usable = all(
+            _are_weights(policy(torch.arange(1, m + 1), torch.arange(m)), m) for m in (1, 2, 3)
+        )
     except Exception as error:
         raise ConfigError("weights", policy, legal, FIX) from error
     if not usable:
         raise ConfigError("weights", policy, legal, FIX)
+
+
+def _are_weights(given: Tensor, m: int) -> bool:
+    right = given.shape == (m,) and bool(given.isfinite().all() and (given >= 0).all())
+    return right and float(given.sum()) > 0

@@ -40,26 +40,27 @@ from flwr_byzasync.snapshot import (
 )
 from flwr_byzasync.state import Node, Policy, Sent, ServerState, Tables, Update, begin
 from flwr_byzasync.table import Table
+from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
 NOT_OF_A_CLOCK = {(Node, "reply_times"), (Node, "metrics"), (Sent, "limit")}
 """Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
 
 
-def fresh() -> ServerState:
+def fresh(weigh: WeightPolicy | None = None) -> ServerState:
     optimizer, policy = AnyTimeSGD(lr=0.1), Policy(min_nodes=2)
     device = torch.device("cpu")
-    return begin(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device)
+    return begin(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device, weigh)
 
 
 def position_at(now: float, state: ServerState) -> Position:
     return Position(now, 7.0, 3, 5, Mark(now - 2.0, 4, 1), (1, 2, 3), {1: {"loss": 0.5}}, {})
 
 
-def played(seed: int, events: int = 12) -> ServerState:
+def played(seed: int, events: int = 12, weigh: WeightPolicy | None = None) -> ServerState:
     """A state after some replies of three nodes, at times that follow from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    state, now = on_connected(fresh(), [1, 2, 3]), 100.0
+    state, now = on_connected(fresh(weigh), [1, 2, 3]), 100.0
     for query in range(events):
         node_id = int(torch.randint(1, 4, (1,), generator=generator))
         now += float(torch.rand(1, generator=generator, dtype=torch.float64))
@@ -71,10 +72,12 @@ def played(seed: int, events: int = 12) -> ServerState:
     return replace(state, reasons={Reason.LOST: 2, Reason.NON_FINITE: 1})
 
 
-def through_a_file(state: ServerState, folder: Path, now: float) -> tuple[ServerState, Position]:
+def through_a_file(
+    state: ServerState, folder: Path, now: float, weigh: WeightPolicy | None = None
+) -> tuple[ServerState, Position]:
     path = folder / "checkpoint-00000001.safetensors"
     write_file(path, *dump(state, position_at(200.0, state), {"payload": "momentum"}))
-    return load(*read_file(path), fresh(), now)
+    return load(*read_file(path), fresh(weigh), now)
 
 
 def plain(value: Any) -> Any:
@@ -142,7 +145,7 @@ def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> No
 
 def test_a_table_keeps_nothing_that_is_not_saved_derived_or_passed_again() -> None:
     derived_or_given = {"_aggregator", "_incremental", "_derived", "_weigh", "_weights"}
-    saved = {"_rows", "_counts", "_sent"}
+    saved = {"_rows", "_counts", "_sent", "_step"}
     assert set(vars(fresh().tables.parameters)) - {"__orig_class__"} == saved | derived_or_given
 
 
@@ -157,11 +160,18 @@ def test_every_number_of_seconds_is_known_as_one_of_a_clock_or_not() -> None:
     assert floats == of_a_clock | NOT_OF_A_CLOCK
 
 
-@given(st.integers(0, 2**32), st.integers(0, 15), st.sampled_from([200.0, 0.1, 1e9]))
-def test_a_state_goes_through_a_file_bit_for_bit(seed: int, events: int, now: float) -> None:
-    state = played(seed, events)
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 15),
+    st.sampled_from([200.0, 0.1, 1e9]),
+    st.sampled_from([None, StalenessDiscount(power=1.0), Capped(Counts(), 0.4)]),
+)
+def test_a_state_goes_through_a_file_bit_for_bit(
+    seed: int, events: int, now: float, weigh: WeightPolicy | None
+) -> None:
+    state = played(seed, events, weigh)
     with TemporaryDirectory() as name:
-        loaded, position = through_a_file(state, Path(name), now)
+        loaded, position = through_a_file(state, Path(name), now, weigh)
     shift = now - 200.0
     nodes = {key: replace(node, due=node.due + shift) for key, node in state.nodes.items()}
     book = {key: replace(line, sent_at=line.sent_at + shift) for key, line in state.book.items()}
@@ -304,11 +314,11 @@ def foreign(path: Path) -> None:
 
 
 def of_the_future(path: Path) -> None:
-    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "2"})
+    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "3"})
 
 
 def without_checksum(path: Path) -> None:
-    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "1", "document": "{}"})
+    save_file({"w": torch.zeros(2)}, path, {"format": FORMAT, "version": "2", "document": "{}"})
 
 
 def a_pickle(path: Path) -> None:
@@ -324,7 +334,7 @@ def a_folder(path: Path) -> None:
     ("spoil", "why"),
     [
         (foreign, "it was not written by flwr_byzasync"),
-        (of_the_future, "its format is version 2, and this release reads 1"),
+        (of_the_future, "its format is version 3, and this release reads 2"),
         (without_checksum, "its content does not match its checksum"),
         (a_pickle, "it is no whole safetensors file"),
         (a_folder, "it is no whole safetensors file"),
@@ -380,10 +390,12 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
 
 def test_what_a_killed_run_had_half_written_is_cleared_away(tmp_path: Path) -> None:
     half = tmp_path / "deep" / ".checkpoint-00000007.safetensors.tmp"
-    Checkpoints(tmp_path / "deep").prepare()
+    checkpoints = Checkpoints(tmp_path / "deep")
+    checkpoints.prepare()
     half.write_bytes(b"half")
-    assert Checkpoints(tmp_path / "deep").paths() == []
-    Checkpoints(tmp_path / "deep").prepare()
+    assert checkpoints.paths() == []
+    with checkpoints.claim():
+        assert not half.exists()
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -406,6 +418,19 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"^folder=.*that can be made and written to"):
         Checkpoints(tmp_path / "file" / "run").prepare()
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="this system has no locks of this kind")
+    with Checkpoints(tmp_path).claim():
+        half = tmp_path / ".checkpoint-00000001.safetensors.tmp"
+        half.write_bytes(b"being written")
+        refused = pytest.raises(ConfigError, match=r"^folder=.*no other run uses; wait for it to")
+        with refused, Checkpoints(tmp_path, keep=1).claim():
+            raise AssertionError("two runs have one folder")
+        assert half.exists()
+    with Checkpoints(tmp_path).claim():
+        assert list(tmp_path.iterdir()) == []
 
 
 # --- identity -----------------------------------------------------------------------------------
@@ -436,7 +461,7 @@ def test_a_rule_is_described_with_its_settings_and_without_addresses(
 
 
 def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
-    own = identity_of(fresh(), CoordinateWiseMedian(), "momentum")
+    own = identity_of(fresh(), CoordinateWiseMedian(), "momentum", Counts())
     check_identity(own, own, "checkpoint-1")
     assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
     for name in own:

@@ -1,6 +1,7 @@
 """Laws of the state under any order of events."""
 
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
-from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_reply, on_sent, on_unsent
+from flwr_byzasync.events import (
+    MOST_ABSENT,
+    due_nodes,
+    on_clock,
+    on_connected,
+    on_reply,
+    on_sent,
+    on_unsent,
+)
 from flwr_byzasync.optimizers import AnyTimeSGD
 from flwr_byzasync.state import (
     Policy,
@@ -334,3 +343,76 @@ def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
     state = on_reply(state, "late", update(1.0), 0.0)
     # Node 0 was last asked before step 3, node 1 before step 1; three steps are made.
     assert state.tables.parameters.view().weights.tolist() == [3 / 2, 1 / 4]
+
+
+# --- pace ---------------------------------------------------------------------------------------
+
+
+def answered(state: ServerState, node: int, sent_at: float, seconds: float) -> ServerState:
+    state = on_sent(state, node, f"q{state.queries}", state.queries, sent_at)
+    return on_reply(state, next(reversed(state.book)), update(1.0), sent_at + seconds)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 50.0)), min_size=1, max_size=30),
+    st.floats(1.0, 20.0),
+)
+def test_a_node_is_asked_no_sooner_than_its_part_of_the_median_pace(
+    replies: list[tuple[int, float]], most: float
+) -> None:
+    state, free = fresh(max_pace=most), fresh()
+    now = 0.0
+    for node, seconds in replies:
+        state, free = (answered(each, node, now, seconds) for each in (state, free))
+        usual = median(median(n.reply_times) for n in state.nodes.values() if n.reply_times)
+        assert state.nodes[node].due == max(now + seconds, now + usual / most)
+        assert free.nodes[node].due == now + seconds
+        now += seconds
+    assert contents(state) == contents(free)
+
+
+def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
+    state = fresh(max_pace=10.0)
+    for node in (1, 2):
+        state = answered(state, node, 0.0, 20.0)
+    for k in range(15):
+        state = answered(state, 0, 20.0 + k, 1e-3)
+    assert state.nodes[0].due == 34.0 + 20.0 / 10.0
+    # An honest node that is slow is asked at once.
+    assert answered(state, 2, 0.0, 50.0).nodes[2].due == 50.0
+
+
+# --- nodes that come again under ever new ids ---------------------------------------------------
+
+
+def test_nodes_that_come_under_ever_new_ids_fill_no_memory() -> None:
+    state, asked = fresh(), 10
+    for node in range(3):
+        state = answered(state, node, 0.0, 1.0)
+    before = contents(state)
+    for k in range(MOST_ABSENT + 500):
+        stranger = 1000 + k
+        state = on_connected(state, [0, 1, 2, stranger])
+        state = on_sent(state, stranger, f"s{k}", asked + k, 2.0)
+        if k % 2:
+            state = on_reply(state, f"s{k}", Rejected(Reason.NON_FINITE), 2.0)
+    state = on_connected(state, [0, 1, 2])
+    assert len(state.nodes) == 3 + MOST_ABSENT
+    assert set(state.nodes) >= {0, 1, 2, 1000 + MOST_ABSENT + 499}
+    assert {line.node_id for line in state.book.values()} <= set(state.nodes)
+    assert contents(state) == before
+
+
+def test_a_founder_that_is_awaited_is_not_forgotten() -> None:
+    state = on_connected(fresh(), [1, 2])
+    for k in range(MOST_ABSENT + 10):
+        state = on_connected(state, [1, 2, 1000 + k])
+    assert 0 in state.nodes and state.awaited == {0, 1, 2}
+    assert quorum(state) == 2
+
+
+def test_a_node_with_weight_is_not_forgotten() -> None:
+    state = answered(fresh(), 0, 0.0, 1.0)
+    for k in range(MOST_ABSENT + 10):
+        state = on_connected(state, [1, 2, 1000 + k])
+    assert state.nodes[0].row == 0 and len(state.tables.parameters) == 1

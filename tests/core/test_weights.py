@@ -190,17 +190,27 @@ def infinite(counts: Tensor, ages: Tensor) -> Tensor:
     return counts / 0.0
 
 
+def always_two(counts: Tensor, ages: Tensor) -> Tensor:
+    return torch.ones(2)
+
+
 def raises(counts: Tensor, ages: Tensor) -> Tensor:
     raise KeyError
 
 
 @pytest.mark.parametrize(
     "weights",
-    ["count", 3, None, Uniform, max, negative, scalar, nothing, infinite, raises],
+    ["count", 3, None, Uniform, max, negative, scalar, nothing, infinite, always_two, raises],
 )
 def test_what_gives_no_weights_is_refused_by_name(weights: object) -> None:
     with pytest.raises(ConfigError, match=r"^weights=.* is not legal: it must be .*; pass "):
         weighting(weights)  # type: ignore[arg-type]
+
+
+def test_weights_whose_sum_is_beyond_float64_are_capped_all_the_same() -> None:
+    huge = torch.tensor([1e308, 1.5e308, 3e307], dtype=torch.float64)
+    u = capped(huge, max_share=0.4)
+    assert bool(u.isfinite().all()) and float(u.max() / u.sum()) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan"), "0.2", True])

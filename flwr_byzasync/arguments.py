@@ -1,0 +1,72 @@
+"""Checks of what a user passes: each names the argument, its value, what is legal and a way out."""
+
+from collections.abc import Iterable
+
+import torch
+
+from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.optimizers import Optimizer
+
+
+def check_parts(aggregator: object, optimizer: object) -> None:
+    """Make sure that a rule can be called, that an optimizer steps, and that both are made."""
+    if not callable(aggregator) or isinstance(aggregator, type):
+        fix = "pass for example CTMA(GeometricMedian(), byz_fraction=0.4)"
+        raise ConfigError("aggregator", aggregator, "a rule called as rule(rows, weights)", fix)
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, type):
+        fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
+        raise ConfigError("optimizer", optimizer, "an object with init and step", fix)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return the device if rules can compute on it: the CPU, or a CUDA card that is there."""
+    # Rules compute in float64, which other accelerators lack.
+    legal = "'cpu' or a CUDA device of this machine"
+    fix = "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
+    try:
+        usable = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError("device", device, legal, fix) from None
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    on_card = usable.type == "cuda" and (usable.index or 0) < cards
+    if usable.type != "cpu" and not on_card:
+        raise ConfigError("device", str(device), legal, fix)
+    return usable
+
+
+def check_resume(checkpoints: object, resume: object) -> tuple[Checkpoints | None, bool]:
+    """Return where a run is written down and whether it goes on from there."""
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        fix = "pass for example Checkpoints('/data/run1')"
+        raise ConfigError("checkpoints", checkpoints, "a Checkpoints or None", fix)
+    if not isinstance(resume, bool):
+        raise ConfigError("resume", resume, "True or False", "pass True to go on with a run")
+    if resume and checkpoints is None:
+        fix = "pass for example checkpoints=Checkpoints('/data/run1')"
+        raise ConfigError("resume", resume, "False without checkpoints", fix)
+    return checkpoints, resume
+
+
+def check_call(name: str, call: object) -> None:
+    """Make sure that something is a function, or left out."""
+    if call is not None and not callable(call):
+        raise ConfigError(name, call, "a function, or None", "leave it out")
+
+
+def check_key(name: str, key: object, reserved: Iterable[str]) -> str:
+    """Return a record's name if no other record has it."""
+    others = tuple(reserved)
+    if not isinstance(key, str) or not key or key in others:
+        legal = f"a name other than {', '.join(repr(other) for other in others)}"
+        raise ConfigError(name, key, legal, "leave it out or pass a name of its own")
+    return key
+
+
+def check_names(name: str, names: object) -> tuple[str, ...]:
+    """Return names as a tuple; one string is no collection of names."""
+    given = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if given is None or not all(isinstance(each, str) for each in given):
+        fix = "pass for example [name for name, _ in model.named_buffers()]"
+        raise ConfigError(name, names if given is None else given, "a collection of names", fix)
+    return given
