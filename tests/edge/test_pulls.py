@@ -1,0 +1,314 @@
+"""A reply that is never there in full: its node waits, and nobody else."""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from flwr_byzasync import AsyncRobust, Gradient, Reason, VirtualGrid, client_app
+from flwr_byzasync import pulls as pulls_module
+from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.estimators import sgd
+from flwr_byzasync.optimizers import SGD
+from flwr_byzasync.pulls import MOST_OF_A_NODE, Pulls
+from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+
+START = {"w": torch.tensor([4.0, -4.0])}
+HANGING = 3
+
+
+@dataclass
+class HangingGrid(FakeGrid):
+    """A grid that has no clock of its own, where pulling some messages lasts until the end.
+
+    `messages` are the numbers of a node's messages whose pull hangs.
+    """
+
+    node: int = HANGING
+    messages: range = range(10**6)
+    released: threading.Event = field(default_factory=threading.Event)
+    hung: dict[str, threading.Thread] = field(default_factory=dict)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        [key] = message_ids
+        if key in [each.metadata.message_id for each in self.to(self.node)[self._slice]]:
+            self.hung[key] = threading.current_thread()
+            assert self.released.wait(60)
+        return super().pull_messages([key])
+
+    @property
+    def _slice(self) -> slice:
+        return slice(self.messages.start, self.messages.stop)
+
+    def to(self, node: int) -> list[Message]:
+        return [each for each in self.sent if each.metadata.dst_node_id == node]
+
+    def release(self) -> None:
+        """Let all pulls that hang end, and wait until they have."""
+        self.released.set()
+        for thread in self.hung.values():
+            thread.join(60)
+
+
+@pytest.fixture
+def grid() -> Iterator[HangingGrid]:
+    """Three honest nodes; the pulls of the last one's messages hang."""
+    made = HangingGrid(FakeClock(), {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)})
+    yield made
+    made.release()
+
+
+def honest(message: Message) -> RecordDict:
+    """The gradient of ‖x‖²/2 is x: training drives the model to 0."""
+    return reply_to(message)
+
+
+def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
+    settings = {"min_nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
+    rule, clock = CoordinateWiseMedian(), grid.clock
+    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, **settings)
+
+
+def final(result: Any) -> torch.Tensor:
+    return result.arrays.to_torch_state_dict()["w"]
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_reply_that_is_never_uploaded_to_its_end_stalls_nobody_else(
+    grid: HangingGrid, tmp_path: Path
+) -> None:
+    strategy = strategy_on(grid, checkpoints=Checkpoints(tmp_path, None, 5.0, keep=100))
+    began = time.monotonic()
+    result = strategy.start(grid, ArrayRecord(START), 1)
+    assert time.monotonic() - began < 30
+    assert strategy.statistics().replies == {1: 30, 2: 30, HANGING: 0}
+    assert float(final(result).norm()) < 0.1
+    # It was timed out and asked again, as a silent node is; every checkpoint but the last was
+    # written between two replies while its pull hung.
+    assert strategy.statistics().reasons == {Reason.EXPIRED: 3}
+    assert len(grid.to(HANGING)) == len(grid.hung) == 3
+    assert all(thread.is_alive() for thread in grid.hung.values())
+    assert len(Checkpoints(tmp_path).paths()) >= 5
+
+
+def test_a_reply_that_takes_long_to_download_counts_once_it_is_there(grid: HangingGrid) -> None:
+    def until_much_has_happened(message: Message) -> bool:
+        if len(grid.sent) == 25:
+            grid.release()
+        return True
+
+    grid.on_push, grid.messages = until_much_has_happened, range(1)
+    strategy = strategy_on(grid, reply_timeout=60.0)
+    strategy.start(grid, ArrayRecord(START), 1)
+    statistics = strategy.statistics()
+    assert statistics.reasons == {} and statistics.accepted == 60
+    assert 10 <= statistics.replies[HANGING] < statistics.replies[1]
+    # The first one counted too: every reply was used, and nothing was asked twice.
+    assert len(grid.to(HANGING)) - statistics.replies[HANGING] in (0, 1)
+
+
+def test_what_comes_of_a_pull_after_its_message_was_struck_changes_no_bit(
+    grid: HangingGrid,
+) -> None:
+    def until_it_is_struck(message: Message) -> bool:
+        if len(grid.to(HANGING)) == 2:
+            grid.release()
+        return True
+
+    grid.on_push, grid.messages = until_it_is_struck, range(1)
+    strategy = strategy_on(grid)
+    reached = final(strategy.start(grid, ArrayRecord(START), 1))
+
+    silent_once = iter([True])
+    behaviours = {
+        1: honest, 2: honest,
+        HANGING: lambda m: None if next(silent_once, False) else honest(m),
+    }  # fmt: skip
+    other = FakeGrid(FakeClock(), {n: FakeNode(b, 1.0) for n, b in behaviours.items()})
+    silent = strategy_on(other)
+    assert torch.equal(reached, final(silent.start(other, ArrayRecord(START), 1)))
+    assert strategy.statistics() == silent.statistics()
+    assert strategy.statistics().replies[HANGING] > 0
+    assert len(grid.hung) == 1 and "m2" not in grid.waiting, "its reply was pulled, and is lost"
+
+
+def test_a_node_whose_pulls_hang_holds_few_threads_and_is_heard_once_they_end(
+    grid: HangingGrid,
+) -> None:
+    threads: list[int] = []
+
+    def once_asked_five_times(message: Message) -> bool:
+        if len(grid.to(HANGING)) == 5 and not threads:
+            threads.append(sum(each.name == f"pull-{HANGING}" for each in threading.enumerate()))
+            grid.messages = range(0)
+            grid.release()
+        return True
+
+    grid.on_push = once_asked_five_times
+    strategy = strategy_on(grid, updates_per_round=300)
+    strategy.start(grid, ArrayRecord(START), 1)
+    assert len(grid.hung) == MOST_OF_A_NODE and threads == [MOST_OF_A_NODE]
+    assert strategy.statistics().reasons == {Reason.EXPIRED: 4}
+    assert strategy.statistics().replies[HANGING] > 0
+
+
+def test_a_pull_that_hangs_and_then_raises_is_survived(
+    grid: HangingGrid, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed: list[Message] = []
+
+    def fail(ids: list[str]) -> None:
+        if threading.current_thread() in grid.hung.values() and not failed:
+            failed.append(grid.sent[-1])
+            raise OSError("the upload was never completed")
+
+    def soon(message: Message) -> bool:
+        if len(grid.sent) == 20:
+            grid.release()
+        return True
+
+    grid.on_pull, grid.on_push, grid.messages = fail, soon, range(1)
+    strategy = strategy_on(grid)
+    with caplog.at_level(logging.WARNING, "flwr"):
+        strategy.start(grid, ArrayRecord(START), 1)
+    assert strategy.statistics().accepted == 60
+    assert sum("SuperLink failed (OSError)" in each for each in caplog.messages) == 1
+
+
+def test_a_run_that_was_stopped_ends_although_the_pull_that_learnt_of_it_ran_elsewhere(
+    grid: HangingGrid,
+) -> None:
+    class Stopped(BaseException):
+        """As flwr's RunNotRunningException, which is no Exception."""
+
+    def stop(ids: list[str]) -> None:
+        if grid.clock.now > 3.0:
+            assert threading.current_thread() is not threading.main_thread()
+            raise Stopped
+
+    grid.on_pull, grid.messages = stop, range(0)
+    with pytest.raises(Stopped):
+        strategy_on(grid).start(grid, ArrayRecord(START), 1)
+
+
+def test_where_nothing_hangs_threads_change_no_bit_and_no_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run() -> tuple[torch.Tensor, list[tuple[int, torch.Tensor]], Any]:
+        grid = FakeGrid(FakeClock(), {n: FakeNode(honest, 0.3 + 0.37 * n) for n in range(1, 8)})
+        strategy = strategy_on(grid)
+        result = strategy.start(grid, ArrayRecord(START), 2)
+        sent = [
+            (m.metadata.dst_node_id, m.content["arrays"].to_torch_state_dict()["w"])
+            for m in grid.sent
+        ]
+        return final(result), sent, strategy.statistics()
+
+    with_threads, asked, told = run()
+    with monkeypatch.context() as patched:
+        patched.setattr("flwr_byzasync.loop.clock_of", lambda grid: (grid.clock, None))
+        patched.setattr(pulls_module, "Thread", None)
+        without, asked_without, told_without = run()
+    assert torch.equal(with_threads, without) and told == told_without
+    assert [node for node, _ in asked] == [node for node, _ in asked_without]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(asked, asked_without, strict=True))
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_on_a_virtual_clock_no_thread_is_ever_started(
+    virtual: bool, grid: HangingGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class Seen(threading.Thread):
+        def start(self) -> None:
+            started.append(self.name)
+            super().start()
+
+    monkeypatch.setattr(pulls_module, "Thread", Seen)
+    grid.messages = range(0)
+    if virtual:
+        app = client_app(lambda query: Gradient(query.parameters), estimator=sgd())
+        with VirtualGrid(app, 3) as world:
+            AsyncRobust(CoordinateWiseMedian(), SGD(0.1)).start(world, ArrayRecord(START), 3)
+    else:
+        strategy_on(grid).start(grid, ArrayRecord(START), 1)
+    assert bool(started) is not virtual
+
+
+def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import threading\n"
+        "from flwr.supercore.task_identity import TaskIdentity as Task\n"
+        "from tests.edge.test_pulls import *\n"
+        "Task.task_id = Task.run_id = Task.node_id = 1\n"
+        "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
+        "grid = HangingGrid(FakeClock(), nodes)\n"
+        "strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
+        "assert threading.active_count() == 4\n"
+        "print('done', flush=True)\n"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", str(script)],
+        env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "done\n"
+    ended = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - ended < 10
+    assert process.returncode == 0 and "Traceback" not in said and "Fatal" not in said
+
+
+# --- pulls alone ---------------------------------------------------------------------------------
+
+
+def test_many_pulls_that_hang_together_take_the_patience_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pulls_module, "PATIENCE", 0.5)
+    released = threading.Event()
+
+    def pull(message_id: str) -> list[str]:
+        if message_id != "m9":
+            assert released.wait(60)
+        return [message_id]
+
+    pulls = Pulls(pull, threads=True)
+    book = [f"m{k}" for k in range(10)]
+    began = time.monotonic()
+    pulls.begin_pass(book)
+    seen = [pulls.look(key, node_id=k) for k, key in enumerate(book)]
+    assert seen[:9] == [None] * 9
+    assert 0.4 < time.monotonic() - began < 5.0
+    pulls.begin_pass(book)
+    began = time.monotonic()
+    assert [pulls.look(key, k) for k, key in enumerate(book[:9])] == [None] * 9
+    assert time.monotonic() - began < 0.4, "what was waited for once is only looked at"
+    released.set()
+    left = {key: k for k, key in enumerate(book) if k < 9 or seen[9] is None}
+    deadline = time.monotonic() + 60
+    while left:
+        assert time.monotonic() < deadline
+        for key, node in list(left.items()):
+            replies = pulls.look(key, node)
+            if replies is not None:
+                assert replies == [key]
+                del left[key]
