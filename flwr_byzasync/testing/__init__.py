@@ -1,1 +1,26 @@
 """Conformance kit: the checks of this package's rules, for anybody's rule; see docs/testing.md."""
+
+from importlib.util import find_spec
+
+if find_spec("hypothesis") is None:
+    raise ImportError(
+        'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".'
+    )
+
+from flwr_byzasync.aggregators.rule import Law
+from flwr_byzasync.testing.cases import Weighted, adversarial_rows, shares, weighted_rows
+from flwr_byzasync.testing.claim import LawError
+from flwr_byzasync.testing.conformance import check_aggregator
+from flwr_byzasync.testing.inequality import admissible, ratio
+
+__all__ = [
+    "Law",
+    "LawError",
+    "Weighted",
+    "admissible",
+    "adversarial_rows",
+    "check_aggregator",
+    "ratio",
+    "shares",
+    "weighted_rows",
+]

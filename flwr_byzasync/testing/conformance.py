@@ -1,0 +1,241 @@
+"""`check_aggregator`: everything that is claimed of a rule, put to the test."""
+
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, given, settings, target
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky
+
+from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, laws_of
+from flwr_byzasync.errors import ConfigError, check_byz_fraction, check_integer, check_number
+from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Attack, Trial, Weighted, attacks, trials
+from flwr_byzasync.testing.claim import Claim, LawError, shown
+from flwr_byzasync.testing.edges import EDGES, check_time
+from flwr_byzasync.testing.inequality import exact_share, worst
+from flwr_byzasync.testing.laws import ALWAYS, LAWS
+
+LARGEST_SHARE = 0.45
+"""λ up to which a bound is checked where neither the rule nor the caller says."""
+EXACT = frozenset({Law.COPIES, Law.PERMUTATION, Law.TRANSLATION, Law.SCALE, Law.WEIGHT_SCALE})
+"""Laws that compare two calls: on rows for which translation and scaling do not round."""
+ROUNDING = 1e-9
+"""By which factor a ratio may exceed a bound: it is computed in long double, the result is not."""
+LARGEST_FLOAT32 = 1e37
+
+
+def check_aggregator(
+    rule: Aggregator,
+    *,
+    laws: Collection[Law] | None = None,
+    bound: Callable[[float], float | None] | None = None,
+    byz_fraction: float | None = None,
+    trusted: Sequence[int] | None = None,
+    max_rows: int | None = None,
+    max_examples: int = 200,
+    tolerance: float = 1e-9,
+    seconds: float = 5.0,
+    derandomize: bool = True,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Check a rule against everything that it declares, and what every rule must keep.
+
+    Parameters
+    ----------
+    rule : Aggregator
+        Called as ``rule(rows, weights)``; a plain function will do.
+    laws : collection of Law, optional
+        What it should keep; by default what it declares (``rule.laws``), for a function nothing.
+    bound : callable, optional
+        λ -> c, or None where nothing is claimed; by default ``rule.bound`` if there is one. Checked
+        is ``‖A − x̄_G‖² <= c ρ²`` for every G of weight at least (1 − λ)S.
+    byz_fraction : float, optional
+        Largest λ in [0, 1/2) for which the bound is checked; by default ``rule.byz_fraction``, or
+        0.45 if there is none. Smaller ones are checked too.
+    trusted : sequence of int, optional
+        Rows that must be honest for the bound; by default ``rule.trusted``, or none.
+    max_rows : int, optional
+        More rows are not asked of the rule, and no time is taken; by default there is no limit.
+    max_examples : int, default 200
+        Inputs drawn for each of three groups of checks.
+    tolerance : float, default 1e-9
+        How far two results that a law calls equal may be apart, per unit of the rows' spread.
+    seconds : float, default 5.0
+        What 1,000 rows of 30 coordinates may take; generous, for a rule that is cubic in them.
+    derandomize : bool, default True
+        The same inputs in every run; False to search further with every run.
+    device : str or torch.device, default "cpu"
+        Where the rule is called.
+
+    Raises
+    ------
+    LawError
+        An AssertionError that names the law, the smallest input found and the numbers.
+    ConfigError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> from flwr_byzasync.aggregators import CoordinateWiseMedian, Law
+    >>> check_aggregator(CoordinateWiseMedian(), max_examples=20)
+    >>> def first(rows, weights):
+    ...     return rows[weights.double().argmax()].clone()
+    >>> check_aggregator(first, laws=[Law.HULL])
+    >>> check_aggregator(first, laws=[Law.PERMUTATION])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    flwr_byzasync.testing.claim.LawError: PERMUTATION is broken: the order of the rows ...
+      rows        [[0.0], [1.0]] (torch.float64, (2, 1))
+      weights     [1, 1]
+      result      [0.0]
+      expected    [0.0]
+      got         [1.0], in the order [1, 0]
+      difference  1, allowed 1e-09
+    """
+    claim = claim_of(
+        rule,
+        laws=laws,
+        bound=bound,
+        trusted=trusted,
+        max_rows=max_rows,
+        tolerance=tolerance,
+        device=device,
+    )
+    check_number("seconds", seconds, low=0.0, closed="neither", fix="pass for example seconds=5")
+    check_integer("max_examples", max_examples, low=1, fix="pass for example max_examples=200")
+    share = getattr(rule, "byz_fraction", LARGEST_SHARE) if byz_fraction is None else byz_fraction
+    limit = exact_share(check_byz_fraction("byz_fraction", share))
+    search = settings(
+        max_examples=max_examples,
+        derandomize=derandomize,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    check_edges(claim, seconds)
+    check_laws(claim, search)
+    check_bound(claim, limit, search)
+
+
+def claim_of(
+    rule: Aggregator,
+    *,
+    laws: Collection[Law] | None = None,
+    bound: Callable[[float], float | None] | None = None,
+    trusted: Sequence[int] | None = None,
+    max_rows: int | None = None,
+    tolerance: float = 1e-9,
+    device: str | torch.device = "cpu",
+) -> Claim:
+    """Return what is claimed of a rule: what the caller says, else what it declares itself."""
+    if not callable(rule):
+        raise ConfigError("rule", rule, "called as rule(rows, weights)", "pass a rule or function")
+    if max_rows is not None:
+        check_integer("max_rows", max_rows, low=1, fix="pass for example max_rows=10")
+    fix = "pass for example tolerance=1e-6"
+    return Claim(
+        rule,
+        laws_of(rule) if laws is None else frozenset(Law(law) for law in laws),
+        (lambda lam: bound_of(rule, lam)) if bound is None else bound,
+        tuple(getattr(rule, "trusted", ()) if trusted is None else trusted),
+        max_rows,
+        check_number("tolerance", tolerance, low=0.0, fix=fix),
+        torch.device(device),
+    )
+
+
+# --- the three groups --------------------------------------------------------------------------
+def check_edges(claim: Claim, seconds: float = 5.0) -> None:
+    """Check a rule on fixed inputs at the edge of its domain."""
+    for check in EDGES:
+        check(claim)
+    check_time(claim, seconds)
+
+
+def check_laws(claim: Claim, search: settings) -> None:
+    """Check a rule's laws on inputs that `search` draws."""
+    most = MAX_ROWS if claim.max_rows is None else min(MAX_ROWS, claim.max_rows)
+    exact = [LAWS[law] for law in Law if law in claim.laws & EXACT]
+    rough = [LAWS[law] for law in Law if law in claim.laws - EXACT]
+
+    def on_exact_rows(trial: Trial) -> None:
+        for check in (*ALWAYS.values(), *exact):
+            check(claim, trial)
+
+    def on_any_rows(trial: Trial) -> None:
+        for check in (ALWAYS["UNWRITTEN"], *rough):
+            check(claim, trial)
+
+    _run(search, trials("integers", max_rows=most, trusted=claim.trusted), on_exact_rows)
+    _run(search, trials(*KINDS, max_rows=most, trusted=claim.trusted), on_any_rows)
+
+
+def check_bound(claim: Claim, limit: Fraction, search: settings) -> None:
+    """Check a rule's bound for shares up to `limit`, on inputs that `search` draws."""
+    most = MAX_ROWS if claim.max_rows is None else min(MAX_ROWS, claim.max_rows)
+    if all(claim.bound(float(limit * n / 20)) is None for n in range(21)):
+        return
+
+    def inequality(attack: Attack) -> None:
+        excess = check_inequality(claim, attack)
+        target(min(excess, 1e6), label="share of the bound")
+
+    _run(search, attacks(limit, max_rows=most, trusted=claim.trusted), inequality)
+
+
+def check_inequality(claim: Claim, attack: Attack) -> float:
+    """Check ``‖A − x̄_G‖² <= c ρ²`` for every admissible G, in float64 and in float32.
+
+    Returns
+    -------
+    float
+        The largest ratio as a part of c: 1 where the bound is attained.
+    """
+    (rows, weights), share = attack
+    constant = claim.bound(float(share))
+    if constant is None:
+        return 0.0
+    nearest = 0.0
+    for x in (rows, rows.clamp(-LARGEST_FLOAT32, LARGEST_FLOAT32).float()):
+        result = claim.call(x, weights)
+        found = worst(result, x, weights, share, claim.trusted)
+        if found.ratio > constant * (1.0 + ROUNDING):
+            seen = {
+                "λ": str(share),
+                "result": shown(result),
+                "G": list(found.honest),
+                "mean of G": list(found.mean),
+                "distance": f"{found.distance:.6g}",
+                "deviation": f"{found.deviation:.6g}",
+                "ratio": f"{found.ratio:.6g}, allowed c = {constant:.6g}",
+            }
+            expected = "distance² <= c · deviation² for every G of weight at least (1 - λ) S"
+            raise LawError("BOUND", expected, Weighted(x, weights), seen)
+        if constant > 0.0:
+            nearest = max(nearest, found.ratio / constant)
+    return nearest
+
+
+def _run(search: settings, cases: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Put drawn cases to a check; raise what it raises on the smallest that it refuses."""
+
+    @search
+    @given(cases)
+    def run(case: Any) -> None:
+        check(case)
+
+    try:
+        run()
+    except LawError as error:
+        # Hypothesis adds the input as code; the message shows it already.
+        error.__notes__ = []
+        raise error.with_traceback(None) from error.__cause__
+    except Flaky as error:
+        raise AssertionError(
+            "REPEATABLE is broken: a rule gave two results for the same inputs; it must not draw "
+            "random numbers of its own or remember earlier calls."
+        ) from error
