@@ -2,6 +2,7 @@
 
 from flwr_byzasync.aggregators.bucketing import Bucketing
 from flwr_byzasync.aggregators.bulyan import Bulyan
+from flwr_byzasync.aggregators.centered_clipping import CenteredClipping
 from flwr_byzasync.aggregators.cge import CGE
 from flwr_byzasync.aggregators.ctma import CTMA
 from flwr_byzasync.aggregators.geometric import GeometricMedian
@@ -27,6 +28,7 @@ __all__ = [
     "Aggregator",
     "Bucketing",
     "Bulyan",
+    "CenteredClipping",
     "CoordinateWiseMedian",
     "GeometricMedian",
     "Krum",
