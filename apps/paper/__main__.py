@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import NoReturn
 
-from apps.paper import convex
+from apps.paper import convex, sensitivity
 from apps.paper.cells import ARRIVALS, Cell
 from apps.paper.figures import FIGURES, cells_of, fraction_of, narrowed, settings_of
 from apps.paper.jobs import Job, run_all
@@ -68,7 +68,10 @@ def parser() -> Parser:
     rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
     rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="narrow runs")
     rates.add_argument("--replies", type=int, default=4096, help="longest horizon; default 4096")
-    _add_run(rates)
+    _add_run(rates, files=False)
+    study = figures.add_parser("sensitivity", help="every rule under every attack", epilog=EPILOG)
+    sensitivity.add_options(study)
+    _add_run(study, files=False)
     return top
 
 
@@ -87,10 +90,10 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--evaluate-every", type=int, help="replies between evaluations")
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def _add_run(command: argparse.ArgumentParser, files: bool = True) -> None:
     command.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for results")
     command.add_argument("--jobs", type=int, default=1, help="cells at a time; default 1")
-    if "convex" not in command.prog:
+    if files:
         command.add_argument("--data-dir", default="", metavar="DIR", help="where data sets lie")
         command.add_argument("--download", action="store_true", help="fetch the data set")
 
@@ -146,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.figure == "convex":
             convex.main(options.out, options.seeds, options.replies, options.jobs, options.only)
             return 0
+        if options.figure == sensitivity.FIGURE:
+            return sensitivity.main(options)
         planned = cells_from(options)
         cells = narrowed(planned, options.only)
         if options.figure == "list":

@@ -1,0 +1,143 @@
+"""Tables of the sensitivity study: markdown to read, JSON to compute with."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from apps.paper.cells import NO_ATTACK, Cell
+from apps.paper.results import Line
+
+MEAN = "mean"
+
+
+class Worst(NamedTuple):
+    """The attack under which a rule is least accurate."""
+
+    accuracy: float
+    attack: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Accuracies of one partition of the data.
+
+    Parameters
+    ----------
+    setting : dict
+        What all cells have in common; a row of ``summary.csv``.
+    told : mapping of str to float
+        Rule -> the λ that it was told.
+    attacks : tuple of str
+        Columns.
+    accuracy : mapping of (rule, attack) to float
+        What is finished, mean over seeds.
+    asked : int
+        How many there will be.
+    """
+
+    setting: Line
+    told: Mapping[str, float]
+    attacks: tuple[str, ...]
+    accuracy: Mapping[tuple[str, str], float]
+    asked: int
+
+    @property
+    def partition(self) -> str:
+        """How examples fall to nodes."""
+        return str(self.setting["partition"])
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Rules, the one with the best worst case first."""
+
+        def key(rule: str) -> tuple[float, float]:
+            worst = self.worst(rule)
+            return (1.0 if worst is None else -worst.accuracy, -(self.clean(rule) or 0.0))
+
+        return tuple(sorted(self.told, key=key))
+
+    def clean(self, rule: str) -> float | None:
+        """Return a rule's accuracy where nobody lies."""
+        return self.accuracy.get((rule, NO_ATTACK))
+
+    def worst(self, rule: str) -> Worst | None:
+        """Return a rule's lowest accuracy over attacks."""
+        found = [
+            Worst(self.accuracy[rule, attack], attack)
+            for attack in self.attacks
+            if (rule, attack) in self.accuracy
+        ]
+        return min(found, default=None)
+
+    def mark(self, rule: str) -> str:
+        """Return what is said of a rule that takes no λ as large as the others."""
+        told = self.told[rule]
+        return f", told {told:g}" if told < max(self.told.values()) else ""
+
+
+def grids_of(rows: Sequence[Line], cells: Sequence[Cell]) -> list[Grid]:
+    """Return a grid for each partition among rows of a summary of cells, in their order."""
+    grids = []
+    for partition in dict.fromkeys(row["partition"] for row in rows):
+        mine = [row for row in rows if row["partition"] == partition]
+        attacks = dict.fromkeys(row["attack"] for row in mine)
+        grids.append(
+            Grid(
+                setting=mine[0],
+                told={row["rule"]: row["told"] for row in mine},
+                attacks=tuple(attack for attack in attacks if attack != NO_ATTACK),
+                accuracy={(row["rule"], row["attack"]): row["accuracy"] for row in mine},
+                asked=len({(c.rule, c.attack) for c in cells if c.partition == partition}),
+            )
+        )
+    return grids
+
+
+def markdown(grids: Sequence[Grid]) -> str:
+    """Return a table for each grid."""
+    return "\n\n".join(_table(grid) for grid in grids)
+
+
+def write(rows: Sequence[Line], path: Path) -> None:
+    """Write all cells as JSON: settings, seeds, accuracy (mean), deviation, seconds."""
+    path.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+
+
+def caption(grid: Grid) -> str:
+    """Return one line that says under which settings a grid was measured."""
+    one = grid.setting
+    return (
+        f"{one['dataset']}, {grid.partition}, {one['nodes']} nodes, {one['byzantine']} of them "
+        f"liars with {one['byz_fraction']:g} of the weight, {one['replies']} replies, "
+        f"{one['seeds']} seed{'s' if one['seeds'] > 1 else ''}"
+    )
+
+
+def _table(grid: Grid) -> str:
+    lines = [
+        f"{caption(grid)}; {len(grid.accuracy)} of {grid.asked} cells are finished.",
+        "",
+        "| rule | clean | worst | under | cost |",
+        "|---|---|---|---|---|",
+    ]
+    reference = grid.clean(MEAN)
+    for rule in grid.rules:
+        clean, worst = grid.clean(rule), grid.worst(rule)
+        cost = None if clean is None or reference is None else reference - clean
+        named = "" if worst is None else f"`{worst.attack}`"
+        lowest = None if worst is None else worst.accuracy
+        columns = (
+            f"`{rule}`{grid.mark(rule)}",
+            _number(clean),
+            _number(lowest),
+            named,
+            _number(cost),
+        )
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
