@@ -165,10 +165,10 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         reply_times=times,
         metrics=update.metrics,
     )
-    due = max(now, earliest(nodes.values(), sent.sent_at, state.policy))
-    nodes[sent.node_id] = replace(nodes[sent.node_id], due=due)
     staleness = state.staleness + step - sent.step
     state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
+    due = earliest(state, sent.sent_at, now)
+    state = replace(state, nodes={**nodes, sent.node_id: replace(nodes[sent.node_id], due=due)})
     return _step(state) if may_step(state) else state
 
 

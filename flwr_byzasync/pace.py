@@ -1,11 +1,10 @@
 """How long a node is given for a reply, and how long it waits before it is asked again."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
-from flwr_byzasync.state import Node, Policy
+from flwr_byzasync.state import Node, Policy, ServerState
 from flwr_byzasync.transitions import Event
 
 PATIENCE = 10.0
@@ -31,26 +30,31 @@ def time_limit(node: Node, policy: Policy) -> float:
     return min(policy.reply_timeout, max(policy.min_reply_timeout, usual))
 
 
-def earliest(nodes: Iterable[Node], sent_at: float, policy: Policy) -> float:
+def earliest(state: ServerState, sent_at: float, now: float) -> float:
     """Return when a node that has just replied may be asked again, in seconds of the clock.
 
-    At once without `policy.max_pace`; else no sooner after its last query than the median
-    node's usual reply time divided by it. The median is over the nodes that have replied, so
-    fewer than half of them cannot move it beyond what the others take.
+    At once without `max_pace`; else no sooner after its last query than what the median node
+    usually takes to reply, divided by it. A node that has not replied yet takes at least as long
+    as it has taken so far. Liars that are fewer than half of the nodes move the median no
+    further than to what some honest node takes.
 
     Parameters
     ----------
-    nodes : iterable of Node
-        Every node, the one that replied included.
-    sent_at : float
-        When it was sent the query that it replied to.
-    policy : Policy
-        The limit.
+    state : ServerState
+        With the reply taken in.
+    sent_at, now : float
+        When the node was sent the query that it replied to, and when its reply came.
     """
-    if policy.max_pace is None:
-        return sent_at
-    usual = [median(node.reply_times) for node in nodes if node.reply_times]
-    return sent_at + median(usual) / policy.max_pace if usual else sent_at
+    most = state.policy.max_pace
+    if most is None:
+        return now
+    waits = {line.node_id: now - line.sent_at for line in state.book.values()}
+    times = [
+        median(node.reply_times) if node.reply_times else waits[node_id]
+        for node_id, node in state.nodes.items()
+        if node.reply_times or node_id in waits
+    ]
+    return max(now, sent_at + median(times) / most)
 
 
 def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now: float) -> Node:

@@ -382,6 +382,13 @@ def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
     assert answered(state, 2, 0.0, 50.0).nodes[2].due == 50.0
 
 
+def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_far() -> None:
+    state = fresh(max_pace=2.0)
+    for node in (1, 2):
+        state = on_sent(state, node, f"slow{node}", state.queries, 0.0)
+    assert answered(state, 0, 9.0, 1.0).nodes[0].due == 9.0 + 10.0 / 2.0
+
+
 # --- nodes that come again under ever new ids ---------------------------------------------------
 
 

@@ -59,22 +59,21 @@ def distance(result: Result) -> float:
 # --- a flood of replies --------------------------------------------------------------------------
 
 
-def flooded(**settings: Any) -> tuple[float, float, AsyncRobust]:
+def flooded(network: float = 0.1, lr: float = 0.02, **settings: Any) -> tuple[Any, ...]:
     """Let one node of six flood; return the distance to the optimum and the share it holds.
 
-    It does not compute, so it is six times as fast as those that do.
+    It does not compute, so it is six times as fast as those that do, or far more in a network
+    that takes less.
     """
     liar, lie = FIRST + 5, SignFlip(scale=3.0)
     mod = attack_mod(lambda context: lie if context.node_id == liar else None)
-    nodes = [VirtualNode(network=0.1)] * 5 + [VirtualNode(network=0.1, attack=Flood())]
+    honest, flood = VirtualNode(network=network), VirtualNode(network=network, attack=Flood())
     strategy = strategy_of(
         aggregator=CTMA(CoordinateWiseMedian(), 0.3),
-        optimizer=SGD(0.02),
-        min_nodes=6,
-        updates_per_round=400,
-        **settings,
+        optimizer=SGD(lr),
+        **{"min_nodes": 6, "updates_per_round": 400, **settings},
     )
-    result, _ = run(strategy, nodes, 1, app(mods=[mod]))
+    result, _ = run(strategy, [honest] * 5 + [flood], 1, app(mods=[mod]))
     return distance(result), strategy.statistics().weights[liar], strategy
 
 
@@ -98,6 +97,16 @@ def test_a_node_that_floods_holds_no_more_than_the_cap_and_the_run_trains(
     reached, share, strategy = flooded(**settings)
     assert share <= 0.25 * (1 + 1e-12)
     assert strategy.statistics().share({FIRST + 5}) > 0.5
+    assert reached < 0.5
+
+
+def test_a_node_a_thousand_times_as_fast_is_kept_from_moving_the_model_alone() -> None:
+    capped = {"network": 1e-3, "lr": 0.05, "max_share": 0.25, "updates_per_round": 2000}
+    reached, share, strategy = flooded(**capped)
+    assert share <= 0.25 * (1 + 1e-12) and strategy.statistics().share({FIRST + 5}) > 0.9
+    assert reached > 10.0
+    reached, share, strategy = flooded(**capped, max_pace=5.0)
+    assert strategy.statistics().share({FIRST + 5}) < 0.7
     assert reached < 0.5
 
 
@@ -279,6 +288,7 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
     [
         ("weights", "count"), ("weights", 3), ("weights", None), ("weights", StalenessDiscount),
         ("max_share", 0.0), ("max_share", 1.5), ("max_share", "0.2"), ("max_share", True),
+        ("max_pace", 0.5), ("max_pace", float("inf")), ("max_pace", "10"),
         ("below_min_nodes", "stop"), ("below_min_nodes", None), ("lost_rows", "forget"),
         ("lost_rows", 0), ("clock", 3.0), ("sleep", "1 s"), ("min_available_nodes", -1),
         ("min_available_nodes", "2"), ("min_nodes", True), ("min_nodes", float("nan")),
