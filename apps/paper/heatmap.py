@@ -46,7 +46,9 @@ def draw(grid: Grid, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     values, columns = matrix_of(grid), ("clean", *grid.attacks, "worst")
-    picture, axis = plt.subplots(figsize=(3.0 + 0.5 * len(columns), 2.6 + 0.3 * len(values)))
+    picture, axis = plt.subplots(
+        figsize=(max(8.5, 3.0 + 0.5 * len(columns)), 2.6 + 0.3 * len(values))
+    )
     image = axis.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(values)), [rule + grid.mark(rule) for rule in grid.rules])
