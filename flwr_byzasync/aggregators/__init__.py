@@ -1,9 +1,11 @@
 """Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
 
+from flwr_byzasync.aggregators.arc import ARC
 from flwr_byzasync.aggregators.bucketing import Bucketing
 from flwr_byzasync.aggregators.bulyan import Bulyan
 from flwr_byzasync.aggregators.centered_clipping import CenteredClipping
 from flwr_byzasync.aggregators.cge import CGE
+from flwr_byzasync.aggregators.clipping import Clipping
 from flwr_byzasync.aggregators.ctma import CTMA
 from flwr_byzasync.aggregators.geometric import GeometricMedian
 from flwr_byzasync.aggregators.krum import Krum
@@ -20,6 +22,7 @@ from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule
 from flwr_byzasync.aggregators.trimmed_mean import TrimmedMean
 
 __all__ = [
+    "ARC",
     "CGE",
     "CTMA",
     "MDA",
@@ -29,6 +32,7 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
+    "Clipping",
     "CoordinateWiseMedian",
     "GeometricMedian",
     "Krum",

@@ -1,0 +1,140 @@
+"""w-ARC: adaptive robust clipping (Allouah et al. 2024, arXiv 2405.14432)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.clipping import clip, norms
+from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync.aggregators.median import published_bound, sharp_bound
+from flwr_byzasync.aggregators.rule import (
+    Aggregator,
+    Law,
+    Rule,
+    WeightedRule,
+    bound_of,
+    laws_of,
+    precise,
+    published_of,
+)
+from flwr_byzasync.errors import ConfigError, check_byz_fraction
+
+
+def clipped_bound(lam: float, base: float) -> float:
+    """Return ``c + 2λ/(1 − 2λ)``, the constant over a base with constant c."""
+    return base + 2.0 * lam / (1.0 - 2.0 * lam)
+
+
+@dataclass(frozen=True)
+class ARC(WeightedRule):
+    """The longest rows are shortened to the longest of the others; then the base.
+
+    Rows longer than τ are shortened to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
+    the weight lies. With equal weights and λ = f/n these are the ⌊2(f/n)(n − f)⌋ longest rows,
+    as published.
+
+    Parameters
+    ----------
+    base : Aggregator
+        The rule that sees the clipped rows. Any rule, a third party's included.
+    byz_fraction : float
+        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
+
+    Raises
+    ------
+    ConfigError
+        If `base` cannot be called or `byz_fraction` is out of range.
+
+    Guarantees
+    ----------
+    ``‖A − x̄_G‖² <= (c + 2λ/(1 − 2λ)) ρ²`` over a base with constant c at λ, proved in
+    docs/theory/clipping.md, the weighted form of what is published; at most 3 c, as no rule's c
+    is below λ/(1 − 2λ). The bound covers any true share up to `byz_fraction`. Clipping knows an
+    origin: moving all rows does not move the result with them.
+
+    Cost
+    ----
+    Two passes and an (m, d) copy in float64, then the base.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flwr_byzasync.aggregators import Mean
+    >>> rows = torch.tensor([[1.0], [2.0], [3.0], [90.0]])
+    >>> ARC(Mean(), byz_fraction=0.25)(rows, torch.ones(4))
+    tensor([2.2500])
+    """
+
+    base: Aggregator
+    byz_fraction: float
+
+    RULE: ClassVar[Rule] = Rule(
+        name="arc",
+        laws=frozenset(Law) - {Law.TRANSLATION, Law.HULL},
+        bound=lambda lam: clipped_bound(lam, sharp_bound(lam)),
+        sources=("Allouah et al. 2024, arXiv 2405.14432, section 3", "docs/theory/clipping.md"),
+        published=lambda lam: clipped_bound(lam, published_bound(lam)),
+    )
+
+    def __post_init__(self) -> None:
+        if not callable(self.base):
+            legal = "a rule, called as rule(rows, weights)"
+            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        check_byz_fraction("byz_fraction", self.byz_fraction)
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """The base's that know no origin: neither translation nor the hull of the rows."""
+        return self.RULE.laws & laws_of(self.base)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's: clipping leaves each row in its place."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
+    def bound(self, lam: float) -> float | None:
+        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
+        base = bound_of(self.base, self.byz_fraction)
+        if base is None or lam > self.byz_fraction:
+            return None
+        return clipped_bound(self.byz_fraction, base)
+
+    def published(self, lam: float) -> float | None:
+        """``c + 2λ/(1 − 2λ)`` at `byz_fraction`, with what is published for the base."""
+        base = published_of(self.base, self.byz_fraction)
+        if base is None or lam > self.byz_fraction:
+            return None
+        return clipped_bound(self.byz_fraction, base)
+
+    def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return the base's unrounded result on the clipped rows."""
+        norm = norms(rows)
+        share = 2.0 * self.byz_fraction * (1.0 - self.byz_fraction)
+        threshold = largest_left(norm, weights, share)
+        return precise(self.base, clip(rows, norm, threshold), weights)
+
+
+def largest_left(norm: Tensor, weights: Tensor, share: float) -> Tensor:
+    """Return the smallest norm beyond which at most a share of the weight lies.
+
+    Parameters
+    ----------
+    norm, weights : Tensor
+        (m,). Rows of weight zero do not count.
+    share : float
+        In [0, 1).
+
+    Returns
+    -------
+    Tensor
+        0-dim float64.
+    """
+    # Rows of weight zero must not be where the cut falls.
+    order = torch.where(weights > 0, norm, -torch.inf).argsort(descending=True)
+    held = weights[order].cumsum(dim=0)
+    # Slack, or rounding in λ would decide where a row ends exactly at the share.
+    beyond = held > share * held[-1] * (1.0 + TIE)
+    return norm[order].gather(0, beyond.to(torch.uint8).argmax(dim=0, keepdim=True))[0]

@@ -1,0 +1,109 @@
+"""Clipping by norm (Pascanu, Mikolov and Bengio 2013, ICML, arXiv 1211.5063), row by row."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
+from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule, laws_of, precise
+from flwr_byzasync.errors import ConfigError, check_number
+
+
+@dataclass(frozen=True)
+class Clipping(WeightedRule):
+    """Rows longer than a threshold τ are shortened to it; then the base.
+
+    ``base(y, s)`` with ``y_i = x_i min(1, τ/‖x_i‖)``.
+
+    Parameters
+    ----------
+    base : Aggregator
+        The rule that sees the clipped rows. Any rule, a third party's included.
+    threshold : float, default 1.0
+        τ in (0, inf), in the units of the rows. 1 is a usual choice for gradients, but none fits
+        every task: look at the norms of honest rows.
+
+    Raises
+    ------
+    ConfigError
+        If `base` cannot be called or `threshold` is out of range.
+
+    Guarantees
+    ----------
+    No constant: honest rows that agree on a point beyond τ are moved to τ. Where all honest rows
+    are at most τ long, the base's bound. Always ``‖A − x̄_G‖ <= √c ρ + E_G (‖x‖ − τ)₊``, c the
+    base's constant; proved in docs/theory/clipping.md.
+
+    Cost
+    ----
+    Two passes and an (m, d) copy in float64, then the base.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flwr_byzasync.aggregators import Mean
+    >>> Clipping(Mean(), threshold=2.0)(torch.tensor([[1.0], [2.0], [90.0]]), torch.ones(3))
+    tensor([1.6667])
+    """
+
+    base: Aggregator
+    threshold: float = 1.0
+
+    RULE: ClassVar[Rule] = Rule(
+        name="clipping",
+        laws=frozenset({Law.COPIES, Law.PERMUTATION, Law.WEIGHT_SCALE}),
+        bound=None,
+        sources=("Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063", "docs/theory/clipping.md"),
+    )
+
+    def __post_init__(self) -> None:
+        if not callable(self.base):
+            legal = "a rule, called as rule(rows, weights)"
+            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        fix = "pass for example threshold=1.0, a norm that honest rows seldom exceed"
+        check_number("threshold", self.threshold, low=0.0, closed="neither", fix=fix)
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """The base's that know neither an origin nor a scale of the rows."""
+        return self.RULE.laws & laws_of(self.base)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's: clipping leaves each row in its place."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
+    def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return the base's unrounded result on the clipped rows."""
+        return precise(self.base, clip(rows, norms(rows), self.threshold), weights)
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return the (m,) norms of (m, d) rows in float64."""
+    origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    return squared_distances(rows, origin).sqrt()
+
+
+def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return rows in float64, those with a norm beyond the threshold scaled to it.
+
+    Parameters
+    ----------
+    rows, norm : Tensor
+        (m, d) and (m,), `norm` from `norms`.
+    threshold : Tensor or float
+        >= 0.
+
+    Returns
+    -------
+    Tensor
+        (m, d) float64. Rows within the threshold are what they were, to the bit.
+    """
+    # A row that is as long as the threshold but for rounding is not beyond it.
+    beyond = norm > threshold * (1.0 + TIE)
+    factor = torch.where(beyond, threshold / norm, 1.0).unsqueeze(1)
+    return torch.cat([x * factor for x in column_blocks(rows)], dim=1)
