@@ -24,6 +24,7 @@ from flwr_byzasync.errors import (
     check_number,
 )
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
+from flwr_byzasync.weights import POLICIES
 
 NO_ATTACK = "none"
 DEVICES = ("auto", "cpu", "cuda")
@@ -56,11 +57,15 @@ class Settings:
     num_server_rounds: int
     updates_per_round: int
     min_nodes: int
+    weights: str
+    max_share: float
+    max_pace: float
     seed: int
     device: str
     output_dir: str
     checkpoint_dir: str
     checkpoint_every: int
+    checkpoint_seconds: float
     resume: bool
 
     @classmethod
@@ -112,7 +117,11 @@ class Settings:
         """Return where and how often the run is written down; None where it is not."""
         if not self.checkpoint_dir:
             return None
-        return Checkpoints(self.checkpoint_dir, every_rounds=self.checkpoint_every)
+        return Checkpoints(
+            self.checkpoint_dir,
+            every_rounds=self.checkpoint_every,
+            every_seconds=self.checkpoint_seconds or None,
+        )
 
     def server_optimizer(self) -> Optimizer:
         """Return the server's half of the optimizer: AnyTime for μ², plain SGD for the others."""
@@ -164,6 +173,16 @@ def _checked(key: str, value: object) -> object:
                 legal = "'auto' or 'cpu' on a machine where torch finds no CUDA device"
                 raise ConfigError(key, value, legal, "pass 'auto'")
             return device
+        case "weights":
+            return check_choice(key, value, POLICIES, fix="pass 'counts'")
+        case "max-share":
+            fix = "pass for example max-share=0.2, or 1.0 for no cap"
+            return check_number(key, value, low=0, high=1, closed="right", fix=fix)
+        case "max-pace":
+            return _zero_or(key, value, 1, "pass for example max-pace=10.0, or 0.0 for no limit")
+        case "checkpoint-seconds":
+            fix = "pass for example checkpoint-seconds=600.0, or 0.0 for only by rounds"
+            return _zero_or(key, value, 1, fix)
         case "download" | "resume" if not isinstance(value, bool):
             raise ConfigError(key, value, "true or false", "write it without quotes")
         case "data-dir" | "output-dir" | "checkpoint-dir":
@@ -202,6 +221,13 @@ def _checked_beta(key: str, value: object) -> float:
         return -1.0
     fix = "pass -1.0 for the optimizer's default"
     return check_number(key, value, low=0, high=1, closed="both", fix=fix)
+
+
+def _zero_or(key: str, value: object, low: float, fix: str) -> float:
+    """Check a number that is 0 where the thing is not wanted."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+        return 0.0
+    return check_number(key, value, low=low, fix=fix)
 
 
 def _checked_directory(key: str, value: object) -> str:

@@ -67,7 +67,10 @@ def test_the_defaults_in_pyproject_are_legal() -> None:
         ("gamma", 2), ("batch-size", 0), ("batch-size", 3.5), ("num-server-rounds", 0),
         ("updates-per-round", "many"), ("min-nodes", 0), ("seed", -1), ("seed", 2**63),
         ("data-dir", "data"), ("data-dir", "/no/such/folder"), ("output-dir", "out"),
-        ("output-dir", 5), ("nonsense", 1),
+        ("output-dir", 5), ("nonsense", 1), ("weights", "count"), ("weights", 1),
+        ("max-share", 0.0), ("max-share", 1.1), ("max-share", "0.2"), ("max-pace", 0.5),
+        ("max-pace", -1), ("max-pace", True), ("checkpoint-seconds", 0.5),
+        ("checkpoint-seconds", "60"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_sentence_that_names_key_value_range_and_next_move(

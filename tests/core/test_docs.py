@@ -33,11 +33,11 @@ def test_every_run_config_key_is_explained() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = pyproject.split("[tool.flwr.app.config]")[1].split("\n# ---")[0]
     keys = re.findall(r"^([a-z-]+) = (.+)$", section, re.M)
-    assert len(keys) == 23
+    assert len(keys) == 27
     assert [key for key, default in keys if f"| `{key}` | `{default}` |" not in text] == []
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
