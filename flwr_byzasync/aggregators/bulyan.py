@@ -20,15 +20,13 @@ def bulyan_bound(lam: float) -> float:
 
     With ``t = min(3λ, (1 − λ)/2)`` and ``b = 1 − 4λ``, for λ in [0, 1/4): the first is
     ``(1 − λ)(4λ + t − t²/(1 − λ) + 8λ²/b)/b²``, the second
-    ``(1/(2λ) + 8/(1 − 2λ))(1 − 2λ − λ²)/(1 − 3λ)``.
+    ``min(1/b, 2/(1 − 2λ))(1 − 2λ − λ²)/(1 − 3λ)``.
     """
-    if lam == 0.0:
-        return 0.0
     kept, free = 1.0 - 4.0 * lam, min(3.0 * lam, (1.0 - lam) / 2.0)
     spread = 4.0 * lam + free - free**2 / (1.0 - lam) + 8.0 * lam**2 / kept
     by_median = (1.0 - lam) * spread / kept**2
     selected = (1.0 - 2.0 * lam - lam**2) / (1.0 - 3.0 * lam)
-    return min(by_median, (0.5 / lam + 8.0 / (1.0 - 2.0 * lam)) * selected)
+    return min(by_median, min(1.0 / kept, 2.0 / (1.0 - 2.0 * lam)) * selected)
 
 
 @dataclass(frozen=True)
