@@ -1,7 +1,7 @@
 """The arrival loop: ask whoever is due, take in what arrives, wait only when nothing does."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from logging import getLogger
 
 from flwr.app import Message
@@ -84,6 +84,15 @@ class ArrivalLoop:
                 return False
             self._sleep(min(1.0, 10 * self._poll_interval))
         return True
+
+    def wait_for_return(self, known: Collection[int], seconds: float) -> None:
+        """Wait some seconds for those of the known nodes that are not connected yet."""
+        deadline = self._clock() + seconds
+        away = set(known).difference(self.connected)
+        if away:
+            logger.info("Waiting %g seconds for %d nodes to come back.", seconds, len(away))
+        while away.difference(self.look_who_is_there()) and self._clock() < deadline:
+            self._sleep(min(1.0, 10 * self._poll_interval))
 
     def play_round(self, server_round: int, target: int) -> bool:
         """Take replies in until `target` are accepted in all.

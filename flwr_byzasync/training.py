@@ -28,6 +28,10 @@ from flwr_byzasync.state import Rejected
 
 logger = getLogger("flwr")
 
+RETURN_SECONDS = 120.0
+"""How long a run that goes on waits for all of its nodes once some are back: a SuperNode that was
+killed is refused by its SuperLink for a minute."""
+
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -175,6 +179,10 @@ class Training:
             return True
         if not loop.wait_for_nodes(wanted):
             return False
+        if before & set(loop.connected):
+            # The nodes that the run knew come back, one by one as nodes do.
+            with self._nobody_is_late():
+                loop.wait_for_return(before, RETURN_SECONDS)
         session, here = self._session, loop.connected
         if session.state.nodes and not (before and before <= set(here)):
             gone = len(session.state.nodes.keys() - set(here))

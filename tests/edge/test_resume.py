@@ -28,6 +28,7 @@ from flwr_byzasync.estimators import mu2
 from flwr_byzasync.omniscient import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.training import RETURN_SECONDS
 from tests.apps.virtual import run_app
 
 RULES: dict[str, Aggregator] = {
@@ -294,6 +295,22 @@ def test_with_half_of_the_nodes_theirs_are_kept_and_asked_again(tmp_path: Path) 
     assert all(node.accepted > old for node, old in zip(state.nodes.values(), counts, strict=False))
     assert state.reasons == {Reason.LOST: 3}
     assert after.strategy.statistics().former == sum(counts[3:])
+
+
+def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None:
+    before = killed_at(20, tmp_path)
+    counts = {node_id: node.accepted for node_id, node in state_of(before).nodes.items()}
+    late = [Churn(0.0, k, "leave") for k in range(2, NODES)]
+    late += [Churn(15.0 * (k - 1), k, "join") for k in range(2, NODES)]
+    with federation(tuple(late)) as grid:
+        grid.sleep(0.5)
+        assert len(grid.get_node_ids()) == 2
+        after = Run(tmp_path).start(grid)
+        assert 60.0 < grid.clock() < RETURN_SECONDS
+    nodes = state_of(after).nodes
+    assert nodes.keys() == counts.keys() and len(state_of(after).tables.parameters) == NODES
+    assert all(node.accepted >= counts[node_id] for node_id, node in nodes.items())
+    assert after.strategy.statistics().former == 0
 
 
 def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
