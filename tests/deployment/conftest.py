@@ -1,12 +1,23 @@
 """One deployment for all tests, and the events of its runs, each a fixture that follows another."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.deployment import story
 from tests.deployment.deployment import Deployment
-from tests.deployment.story import BEHAVIOURS, DEAD, ENDLESS, HOSTILE, Ended, Line, Resumed, last
+from tests.deployment.story import (
+    BEHAVIOURS,
+    DEAD,
+    ENDLESS,
+    HOSTILE,
+    Ended,
+    Line,
+    Resumed,
+    Unfinished,
+    last,
+)
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +30,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             deployed.register(name)
             deployed.start_supernode(name, partition, behaviour)
         deployed.register("added")
+        deployed.register("unfinished")
         yield deployed
     finally:
         deployed.stop()
@@ -30,6 +42,23 @@ def trained(deployment: Deployment) -> list[Line]:
     deployment.start_run(ENDLESS)
     deployment.wait("ten replies", lambda: story.accepted(deployment) >= 10, seconds=180)
     return deployment.progress()
+
+
+@pytest.fixture(scope="session")
+def unfinished(deployment: Deployment, trained: list[Line]) -> Unfinished:
+    """Let a node begin to upload a reply; return the lines around ten steps that follow.
+
+    Nothing of it ends before the tests do: its upload is unfinished in all that comes after.
+    """
+    begun = deployment.start_unfinished("unfinished")
+    deployment.wait("unfinished upload", begun.exists, seconds=120)
+    before, began = last(deployment), time.monotonic()
+    deployment.wait(
+        "ten steps while a reply is not there in full",
+        lambda: last(deployment)["steps"] >= before["steps"] + 10,
+        seconds=120,
+    )
+    return Unfinished(before, last(deployment), time.monotonic() - began)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,17 @@ class Deployment(LocalFlower):
             *("--node-config", config),
         )
 
+    def start_unfinished(self, name: str) -> Path:
+        """Start a client that uploads no reply to its end; return the file that says it began."""
+        begun = self.output / f"{name}-begun"
+        self._start(
+            name,
+            "python",
+            *("-m", "tests.deployment.unfinished", f"127.0.0.1:{self._port}"),
+            *(str(self._folder / "ca.crt"), str(self._folder / name), str(begun)),
+        )
+        return begun
+
     def start_run(self, num_rounds: int) -> str:
         """Start a run of the app and return its id; do not wait for its end."""
         overrides = (

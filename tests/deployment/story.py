@@ -51,6 +51,15 @@ class Resumed:
     line: Line
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """The lines before and after some steps that were made while an upload hung, and how long."""
+
+    before: Line
+    after: Line
+    seconds: float
+
+
 def last(deployment: Deployment) -> Line:
     return deployment.progress()[-1]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import pytest
 
 from tests.deployment.deployment import EVERY, ROUND, Deployment
-from tests.deployment.story import DEAD, HOSTILE, Ended, Line, Resumed
+from tests.deployment.story import DEAD, HOSTILE, Ended, Line, Resumed, Unfinished
 
 pytestmark = pytest.mark.deployment
 
@@ -28,6 +28,16 @@ def test_a_key_that_is_not_registered_is_refused(deployment: Deployment) -> None
     stranger = deployment.start_supernode("stranger", 9, "honest")
     assert stranger.wait(timeout=60) == 1
     assert "Failed to activate SuperNode" in deployment.log_of("stranger")
+
+
+def test_the_run_goes_on_while_a_reply_is_not_uploaded_to_its_end(
+    deployment: Deployment, trained: list[Line], unfinished: Unfinished
+) -> None:
+    before, after, node = unfinished.before, unfinished.after, deployment.ids["unfinished"]
+    assert before["run"] == after["run"] and after["steps"] >= before["steps"] + 10
+    assert after["replies"][node] == 0, "it was asked, and nothing of it is there"
+    # Flower waits for three minutes: these steps were made long before it gave the upload up.
+    assert unfinished.seconds < 120
 
 
 def test_the_run_goes_on_after_a_supernode_is_killed_while_it_computes(
