@@ -128,9 +128,7 @@ def without_absent(state: ServerState, here: Collection[int]) -> ServerState:
     return replace(state, nodes=nodes, book=book, founders=founders, awaited=founders)
 
 
-def identity_of(
-    state: ServerState, aggregator: object, payload: str, weights: object
-) -> dict[str, str]:
+def identity_of(state: ServerState, aggregator: object, payload: str) -> dict[str, str]:
     """Return what must be the same when a run goes on, by the name of its argument."""
     groups = ("parameters", "buffers", "counters")
     entries = [
@@ -143,7 +141,6 @@ def identity_of(
         "aggregator": described(aggregator),
         "optimizer": described(state.optimizer),
         "payload": payload,
-        "weights": described(weights),
     }
 
 

@@ -304,7 +304,7 @@ class AsyncRobust(Strategy):
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
         result = Result(arrays=initial_arrays)
-        identity = identity_of(session.state, self.aggregator, self._wire.payload, self.weights)
+        identity = identity_of(session.state, self.aggregator, self._wire.payload)
         run_id = _run_id(grid)
         training = Training(
             session, result, num_rounds, evaluate_fn, self.checkpoints, identity, run_id

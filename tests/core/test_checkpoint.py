@@ -461,7 +461,7 @@ def test_a_rule_is_described_with_its_settings_and_without_addresses(
 
 
 def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
-    own = identity_of(fresh(), CoordinateWiseMedian(), "momentum", Counts())
+    own = identity_of(fresh(), CoordinateWiseMedian(), "momentum")
     check_identity(own, own, "checkpoint-1")
     assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
     for name in own:

@@ -86,6 +86,7 @@ def session_of(kind: int, clock: Callable[[], float]) -> Session:
         shut_after=2 + (kind >> 2 & 1),
         below_min_nodes=("continue", "wait")[kind >> 3 & 1],
         lost_rows=("keep", "drop")[kind >> 4 & 1],
+        max_pace=(None, 2.0)[kind >> 6 & 1],
     )
     weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
     # Small, because huge replies must not end in infinity: no rule is under test.
@@ -144,6 +145,10 @@ class Player:
             lost = after.policy.lost_rows == "drop" and doing in (Player.wait, Player.connect)
             if not lost or len(after.tables.parameters) == rows:
                 assert self.contents == contents
+        if before.iterates.step == 0 < after.iterates.step:
+            # In the test's own words: as many as were asked for, or more than half of the start.
+            least = after.policy.min_nodes or len(after.founders) // 2 + 1
+            assert len(after.tables.parameters) >= least
         self.check(after)
 
     def check(self, state: ServerState) -> None:

@@ -38,6 +38,11 @@ RULES: dict[str, Aggregator] = {
 START = {"x": torch.zeros(3), "seen": torch.tensor(0)}
 NODES = 6
 ROUNDS = 4
+POLICIES: dict[str, dict[str, Any]] = {
+    "counts": {},
+    "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_pace": 2.0},
+    "waits and drops": {"below_min_nodes": "wait", "min_nodes": 3, "lost_rows": "drop"},
+}
 CHURN = (
     Churn(1.3, 1, "leave"),
     Churn(2.1, 2, "crash"),
@@ -72,6 +77,7 @@ class Killing(Grid):
 
     def __init__(self, grid: Any, at: int, number: int = signal.SIGINT) -> None:
         self._grid, self._left, self._number = grid, at, number
+        self.pulled = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
@@ -79,6 +85,7 @@ class Killing(Grid):
     def pull_messages(self, message_ids: Any) -> list[Message]:
         replies = list(self._grid.pull_messages(message_ids))
         self._left -= len(replies)
+        self.pulled += len(replies)
         if replies and self._left == 0:
             signal.raise_signal(self._number)
         return replies
@@ -164,35 +171,39 @@ def uninterrupted() -> dict[Any, tuple[Any, ...]]:
 
 @settings(max_examples=settings().max_examples // 4)  # each is a whole run
 @given(
-    st.integers(1, 9 * ROUNDS),
+    st.floats(0.0, 1.0, exclude_max=True),
     st.sampled_from(sorted(RULES)),
     st.booleans(),
     st.booleans(),
+    st.sampled_from(sorted(POLICIES)),
 )
 def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
     uninterrupted: dict[Any, tuple[Any, ...]],
-    kill_at: int,
+    part: float,
     rule: str,
     omniscient: bool,
     churn: bool,
+    policy: str,
 ) -> None:
-    script = CHURN if churn else ()
-    key = (rule, omniscient, churn)
+    script, changes = CHURN if churn else (), POLICIES[policy]
+    key = (rule, omniscient, churn, policy)
     if key not in uninterrupted:
         with federation(script) as grid:
-            whole = Run(None, rule).start(wrapped(grid, omniscient, rule))
-            uninterrupted[key] = (*whole.outcome, grid.clock())
+            outer = Killing(wrapped(grid, omniscient, rule), at=0)
+            whole = Run(None, rule, **changes).start(outer)
+            uninterrupted[key] = (outer.pulled, *whole.outcome, grid.clock())
+    replies = uninterrupted[key][0]
     with TemporaryDirectory() as name, federation(script) as grid:
-        folder, killed = Path(name), Run(Path(name), rule)
+        folder, killed = Path(name), Run(Path(name), rule, **changes)
         outer = wrapped(grid, omniscient, rule)
         with pytest.raises(KeyboardInterrupt):
-            killed.start(Killing(outer, kill_at))
+            killed.start(Killing(outer, 1 + int(part * replies)))
         world = outer.snapshot()
         with federation(script) as other:
-            again, resumed = wrapped(other, omniscient, rule), Run(folder, rule)
+            again, resumed = wrapped(other, omniscient, rule), Run(folder, rule, **changes)
             again.restore(world)
             resumed.start(again)
-            assert (*resumed.outcome, other.clock()) == uninterrupted[key]
+            assert (*resumed.outcome, other.clock()) == uninterrupted[key][1:]
         assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
 
 
