@@ -1,0 +1,68 @@
+"""When the arrival loop gives up, and what it says then."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from flwr_byzasync import AsyncRobust
+from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.optimizers import SGD
+from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+
+START = {"w": torch.tensor([4.0, -4.0])}
+
+
+def grid_of_three() -> FakeGrid:
+    return FakeGrid(FakeClock(), {node: FakeNode(reply_to) for node in (1, 2, 3)})
+
+
+def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
+    rule, clock = CoordinateWiseMedian(), grid.clock
+    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, min_nodes=3, **settings)
+
+
+def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_takes() -> None:
+    grid = grid_of_three()
+    for node in grid.nodes.values():
+        node.connected = False
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        if server_round == 0:
+            grid.clock.now += 100.0
+        return MetricRecord({"round": server_round})
+
+    asked = grid.get_node_ids
+
+    def connect() -> list[int]:
+        for node in grid.nodes.values():
+            node.connected = grid.clock.now > 120.0
+        return asked()
+
+    grid.get_node_ids = connect  # type: ignore[method-assign]
+    strategy = strategy_on(grid)
+    strategy.start(grid, ArrayRecord(START), 2, timeout=60.0, evaluate_fn=evaluate)
+    assert strategy.statistics().accepted == 6
+
+
+@pytest.mark.parametrize("below", ["wait", "continue"])
+def test_a_run_that_ends_in_a_pause_says_that_it_waited_for_more_nodes(
+    below: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = grid_of_three()
+
+    def leave(ids: list[str]) -> None:
+        if grid.clock.now > 10.0:
+            staying = {1} if below == "wait" else set()
+            for node_id, node in grid.nodes.items():
+                node.connected = node_id in staying
+
+    grid.on_pull = leave
+    with caplog.at_level(logging.ERROR, "flwr"):
+        strategy = strategy_on(grid, below_min_nodes=below)
+        strategy.start(grid, ArrayRecord(START), 100, timeout=30.0)
+    [said] = caplog.messages
+    assert "no reply was accepted for timeout=30 seconds" in said
+    assert ("below_min_nodes='wait' waits for more nodes" in said) == (below == "wait")
