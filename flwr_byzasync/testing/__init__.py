@@ -1,11 +1,11 @@
 """Conformance kit: the checks of this package's rules, for anybody's rule; see docs/testing.md."""
 
-from importlib.util import find_spec
-
-if find_spec("hypothesis") is None:
+try:
+    import hypothesis  # noqa: F401 - only to say in one sentence what is missing
+except ImportError as error:
     raise ImportError(
         'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".'
-    )
+    ) from error
 
 from flwr_byzasync.aggregators.rule import Law
 from flwr_byzasync.testing.cases import Weighted, adversarial_rows, shares, weighted_rows

@@ -78,7 +78,9 @@ class Claim:
 
     def call(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the result on the host, having looked at its shape, dtype and device."""
-        return self.raw(rows.to(self.device), weights.to(self.device)).detach().cpu()
+        # Copies: a rule that writes them must not confuse the law that is looked at.
+        given = (t.to(self.device, copy=True) for t in (rows, weights))
+        return self.raw(*given).detach().cpu()
 
     def raw(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the rule's own result for inputs on its device."""

@@ -116,6 +116,11 @@ def check_aggregator(
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
+    check_claim(claim, limit, search, seconds)
+
+
+def check_claim(claim: Claim, limit: Fraction, search: settings, seconds: float = 5.0) -> None:
+    """Check all of a claim: edges first, for they are cheap and explain most."""
     check_edges(claim, seconds)
     check_laws(claim, search)
     check_bound(claim, limit, search)
