@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from apps.paper.cells import NO_ATTACK, Cell
 from apps.paper.results import Line
+from flwr_byzasync import aggregators
+from flwr_byzasync.aggregators.rule import bound_of
 
 MEAN = "mean"
 
@@ -74,7 +76,16 @@ class Grid:
     def mark(self, rule: str) -> str:
         """Return what is said of a rule that takes no λ as large as the others."""
         told = self.told[rule]
-        return f", told {told:g}" if told < max(self.told.values()) else ""
+        return f", told {told:g}" if told < self.covered else ""
+
+    @property
+    def covered(self) -> float:
+        """The λ that most rules are told: no step has a larger share of liars."""
+        return max(self.told.values())
+
+    def constant(self, rule: str) -> float | None:
+        """Return c_λ of a rule at `covered`, or None where it has no guarantee."""
+        return bound_of(aggregators.build(rule, self.told[rule]), self.covered)
 
 
 def grids_of(rows: Sequence[Line], cells: Sequence[Cell]) -> list[Grid]:
@@ -119,8 +130,8 @@ def _table(grid: Grid) -> str:
     lines = [
         f"{caption(grid)}; {len(grid.accuracy)} of {grid.asked} cells are finished.",
         "",
-        "| rule | clean | worst | under | cost |",
-        "|---|---|---|---|---|",
+        f"| rule | c at {grid.covered:g} | clean | worst | under | cost |",
+        "|---|---|---|---|---|---|",
     ]
     reference = grid.clean(MEAN)
     for rule in grid.rules:
@@ -128,8 +139,10 @@ def _table(grid: Grid) -> str:
         cost = None if clean is None or reference is None else reference - clean
         named = "" if worst is None else f"`{worst.attack}`"
         lowest = None if worst is None else worst.accuracy
+        constant = grid.constant(rule)
         columns = (
             f"`{rule}`{grid.mark(rule)}",
+            "none" if constant is None else f"{constant:.3g}",
             _number(clean),
             _number(lowest),
             named,

@@ -178,14 +178,16 @@ GRID = Grid(
 )
 
 
-def test_a_table_has_the_worst_attack_the_cost_and_a_mark_where_less_was_told() -> None:
+def test_a_table_has_the_constant_the_worst_attack_the_cost_and_a_mark_where_less_was_told() -> (
+    None
+):
     lines = markdown([GRID]).splitlines()
     assert lines[0].startswith("digits, dirichlet(0.5), 9 nodes, 4 of them liars with 0.4 of")
     assert lines[0].endswith("2 seeds; 6 of 9 cells are finished.")
     assert lines[4:] == [
-        "| `bulyan`, told 0.24 | 0.750 | 0.600 | `zero` | 0.150 |",
-        "| `mean` | 0.900 | 0.100 | `little` | 0.000 |",
-        "| `gm` | 0.920 |  |  | -0.020 |",
+        "| `bulyan`, told 0.24 | none | 0.750 | 0.600 | `zero` | 0.150 |",
+        "| `mean` | none | 0.900 | 0.100 | `little` | 0.000 |",
+        "| `gm` | 10 | 0.920 |  |  | -0.020 |",
     ]
 
 
