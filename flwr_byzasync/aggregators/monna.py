@@ -87,7 +87,7 @@ class MoNNA(WeightedRule):
         name="monna",
         laws=frozenset(Law) - {Law.PERMUTATION, Law.COPIES},
         bound=None,
-        sources=("Farhadkhani et al. 2023, arXiv 2210.17174", "docs/theory/monna.md"),
+        sources=("Farhadkhani et al. 2023, arXiv 2209.10931", "docs/theory/monna.md"),
     )
 
     def __post_init__(self) -> None:
