@@ -16,6 +16,8 @@ from flwr_byzasync.estimators import Estimator, Memory
 from flwr_byzasync.layout import Layout
 
 MEMORY = "byz.memory"
+GRADIENT, MOMENTUM = "gradient", "momentum"
+"""What replies say they are."""
 T = TypeVar("T")
 
 
@@ -83,7 +85,8 @@ def client_app(
     gradient : callable
         ``Query -> Gradient``: the gradient of one batch drawn from the query's generator.
     estimator : Estimator or callable
-        What is sent, for example ``mu2(beta=0.25)``; or how to choose it from the Context.
+        What is sent, for example ``mu2(beta=0.25)``; or how to choose it from the Context. Not
+        used by a strategy with ``payload="gradient"``, which is sent gradients.
     device : str or callable, default "cpu"
         Where tensors go; or how to choose it from the Context.
     mods : list of Mod, optional
@@ -127,10 +130,14 @@ def client_app(
             first.append(answer)
             return layout.flatten(answer.gradients, where)
 
-        rule = _chosen(estimator, context)
-        point = layout.flatten(arrays, where)
-        vector, memory = rule.update(_recall(context, where, layout.size), point, at, count)
-        _remember(context, memory)
+        point, before = layout.flatten(arrays, where), content.array_records.get(records.BEFORE)
+        wants_gradient = config.get(records.PAYLOAD) == GRADIENT
+        if wants_gradient:
+            vector = at(point)
+        else:
+            rule = _chosen(estimator, context)
+            vector, memory = rule.update(_recall(context, where, layout.size), point, at, count)
+            _remember(context, memory)
         # Buffers and metrics of the query's own point; the one before it was only corrected for.
         answer = first[0]
         reply = RecordDict({arrayrecord_key: records.record_of(layout.unflatten(vector))})
@@ -138,9 +145,15 @@ def client_app(
             reply[records.BUFFERS] = records.record_of(
                 {name: answer.buffers.get(name, tensor) for name, tensor in others.items()}
             )
+        if before is not None:
+            # The server corrects: the same batch once more, at the point of the last query.
+            there = at(layout.flatten(records.tensors_of(before), where))
+            reply[records.BEFORE] = records.record_of(layout.unflatten(there))
         reply[records.METRICS] = MetricRecord(dict(answer.metrics))
-        echoed = (records.QUERY, records.PAYLOAD)
-        reply[configrecord_key] = ConfigRecord({k: config[k] for k in echoed if k in config})
+        # A reply says what it is, or a vector would be taken for a model.
+        told = {records.PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
+        echoed = {records.QUERY: config[records.QUERY]} if records.QUERY in config else {}
+        reply[configrecord_key] = ConfigRecord({**told, **echoed})
         return Message(reply, reply_to=message)
 
     return app

@@ -80,8 +80,10 @@ def on_sent(
 ) -> ServerState:
     """Enter a message in the book; an older one of the same node is struck out."""
     book = {key: line for key, line in state.book.items() if line.node_id != node_id}
-    limit = time_limit(state.nodes[node_id], state.policy)
-    book[message_id] = Sent(node_id, query, state.iterates.step, now, limit)
+    node, before = state.nodes[node_id], state.nodes[node_id].before is not None
+    limit = time_limit(node, state.policy)
+    point = state.iterates.x if state.policy.reading.keeps_sent else None
+    book[message_id] = Sent(node_id, query, state.iterates.step, now, limit, False, point, before)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
 
@@ -164,6 +166,7 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         shuts=0,
         reply_times=times,
         metrics=update.metrics,
+        point=sent.point if state.policy.reading.keeps_answered else None,
     )
     staleness = state.staleness + step - sent.step
     state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
@@ -174,10 +177,13 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
 
 def _step(state: ServerState) -> ServerState:
     tables, layout = state.tables, state.layout
+    direction = tables.parameters.direction()
+    if getattr(state.optimizer, "per_node", False):
+        direction = direction / len(tables.parameters)
     return replace(
         state,
         awaited=frozenset(),
-        iterates=state.optimizer.step(state.iterates, tables.parameters.direction()),
+        iterates=state.optimizer.step(state.iterates, direction),
         buffers=tables.buffers.direction() if layout.buffers.size else state.buffers,
         counters=tables.counters.direction() if layout.counters.size else state.counters,
     )

@@ -156,6 +156,13 @@ class ModelLayout:
             )
         return cls(tuple(tensors), **layouts)
 
+    @property
+    def whole(self) -> Layout:
+        """All arrays in the user's order, as one record that holds a whole model has them."""
+        groups = (self.parameters, self.buffers, self.counters)
+        entries = {entry.name: entry for group in groups for entry in group.entries}
+        return Layout(tuple(entries[name] for name in self.order))
+
     def merge(self, *groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Join named tensors of all groups in the user's order."""
         merged: dict[str, Tensor] = {}

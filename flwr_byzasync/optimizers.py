@@ -35,7 +35,11 @@ class Iterates:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Anything with these two methods steps the server."""
+    """Anything with these two methods steps the server.
+
+    One with a true attribute ``per_node`` is given directions divided by the number of nodes
+    that have a row.
+    """
 
     def init(self, start: Tensor) -> Iterates:
         """Return the state at the initial model."""
@@ -48,7 +52,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """Plain server step ``w <- Π_K(w − η v)``, ``x = w``.
+    """Plain server step ``w <- Π_K(w − η v)``, ``x = w``; with `per_node` v/m instead of v.
 
     Parameters
     ----------
@@ -56,6 +60,10 @@ class SGD:
         η in (0, inf).
     radius : float, optional
         Radius of the L2 ball around the start that Π_K projects on, in (0, inf); None for none.
+    per_node : bool, default False
+        Whether v is divided by the number m of nodes that have a row. Every reply makes a step
+        with the vectors of all m nodes: with ``lr=1`` and pseudo-gradients, m replies move the
+        model as far as one round of FedAvg, while steps of 1 would move it m times as far.
 
     Raises
     ------
@@ -71,9 +79,12 @@ class SGD:
 
     lr: float
     radius: float | None = None
+    per_node: bool = False
 
     def __post_init__(self) -> None:
         _check_lr_and_radius(self.lr, self.radius)
+        if not isinstance(self.per_node, bool):
+            raise ConfigError("per_node", self.per_node, "True or False", "leave it out")
 
     def init(self, start: Tensor) -> Iterates:
         """Return the state at the initial model."""

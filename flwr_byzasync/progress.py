@@ -1,6 +1,6 @@
 """What a run tells about itself: a snapshot for programs and one line a round for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
@@ -9,7 +9,7 @@ import torch
 
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.errors import Reason
-from flwr_byzasync.state import ServerState
+from flwr_byzasync.state import Metrics, ServerState
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,41 @@ def _weights(state: ServerState) -> dict[int, float]:
     return {key: weights[node.row] for key, node in state.nodes.items() if node.row is not None}
 
 
-def weighted_metrics(state: ServerState) -> dict[str, float]:
+def weighted_metrics(state: ServerState) -> dict[str, float | list[float]]:
     """Return the weighted median of each metric that nodes of most weight reported last.
 
     A median, so that no liar can distort it; weighted as the rows are.
     """
     held = _weights(state)
-    heard = [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
-    total = sum(held.values())
-    result = {}
+    return median_metrics(
+        [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
+    )
+
+
+def median_metrics(heard: Sequence[tuple[Metrics, float]]) -> dict[str, float | list[float]]:
+    """Return the weighted median of each metric that most of the weight reported.
+
+    Parameters
+    ----------
+    heard : sequence of (mapping, float)
+        What each node reported, and its weight. Of a metric that is a list, the median of each
+        of its numbers, over the lists of the length that most of the weight has.
+    """
+    total, result = sum(weight for _, weight in heard), {}
     for name in sorted({name for metrics, _ in heard for name in metrics}):
-        told = [(metrics[name], weight) for metrics, weight in heard if name in metrics]
-        if 2 * sum(weight for _, weight in told) > total:
-            values = torch.tensor([[value] for value, _ in told], dtype=torch.float64)
-            weights = torch.tensor([weight for _, weight in told])
-            result[name] = float(CoordinateWiseMedian()(values, weights))
+        told: dict[int, list[tuple[tuple[float, ...], float]]] = {}
+        for metrics, weight in heard:
+            value = metrics.get(name)
+            if isinstance(value, tuple):
+                told.setdefault(len(value), []).append((value, weight))
+            elif value is not None:
+                told.setdefault(-1, []).append(((value,), weight))
+        for length, group in told.items():
+            if 2 * sum(weight for _, weight in group) > total:
+                values = torch.tensor([value for value, _ in group], dtype=torch.float64)
+                weights = torch.tensor([weight for _, weight in group])
+                median = CoordinateWiseMedian()(values, weights).tolist()
+                result[name] = median[0] if length == -1 else median
     return result
 
 

@@ -1,46 +1,52 @@
-"""Flower records <-> tensors. Whatever a client sends becomes an Update or a Rejected here.
+"""Flower records <-> tensors, with host and device copies; `replies` says what a reply is worth.
 
-Nothing is believed: not the metadata of an array, not its header's size, not the identity in a
-reply. Host and device copies happen in this file only.
+Nothing is believed: not the metadata of an array, not its header's size.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_byzasync.errors import ConfigError, Reason
-from flwr_byzasync.layout import Layout, ModelLayout
-from flwr_byzasync.state import Rejected, Update
+from flwr_byzasync.layout import Entry, Layout, ModelLayout
 
 BUFFERS = "buffers"
+BEFORE = "arrays-prev"
+"""The point of a node's last query, and the gradient there."""
+METRICS = "metrics"
 METRICS = "metrics"
 QUERY = "byz.query"
 COUNT = "byz.count"
 PAYLOAD = "byz.payload"
 ROUND = "server-round"
-MAX_NORM = 1e150
-"""Up to here the rules' squares and their sums stay inside float64."""
 MAX_HEADER = 1000
 """Bytes of an array that its header must lie in: NumPy's parser takes 0.1 s for ten thousand."""
-MAX_METRICS = 100
-"""Metrics of one reply that are looked at; more would only make a log unreadable."""
 
-# Codes of flwr's error replies, as numbers because their names differ between releases.
-_REASON_OF_CODE = {
-    0: Reason.CRASHED,
-    3: Reason.LOST,
-    4: Reason.LOST,
-    5: Reason.NODE_GONE,
-    8: Reason.CRASHED,
-}
+
+@dataclass(frozen=True)
+class Wire:
+    """How messages look.
+
+    Parameters
+    ----------
+    payload : str
+        What a reply is; told with each query, except to clients who know nothing of us.
+    arrayrecord_key, configrecord_key : str
+        Names of the records.
+    """
+
+    payload: str = "momentum"
+    arrayrecord_key: str = "arrays"
+    configrecord_key: str = "config"
 
 
 class RefusalError(Exception):
@@ -82,7 +88,7 @@ def read_arrays(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
     RefusalError
         If they are not, whatever is wrong with them.
     """
-    arrays = _read_record(record, layout)
+    arrays = read_record(record, layout)
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
@@ -92,8 +98,8 @@ def encode_query(
     buffers: Tensor,
     counters: Tensor,
     config: Mapping[str, object],
-    arrayrecord_key: str = "arrays",
-    configrecord_key: str = "config",
+    wire: Wire,
+    before: Tensor | None = None,
 ) -> RecordDict:
     """Return the content of a query.
 
@@ -105,13 +111,21 @@ def encode_query(
         Flat (d,) vectors of the three groups.
     config : mapping
         The user's train config and our own keys; copied, so that no message shares it.
-    arrayrecord_key, configrecord_key : str
-        Names of the records.
+    wire : Wire
+        How messages look. Where replies are models so are queries, in one record.
+    before : Tensor or None
+        (d,) the point of the node's last query, where it is to answer there too.
     """
-    content = RecordDict({arrayrecord_key: record_of(layout.parameters.unflatten(point))})
-    if layout.buffers.entries or layout.counters.entries:
-        content[BUFFERS] = record_of(_others(layout, buffers, counters))
-    content[configrecord_key] = ConfigRecord(dict(config))  # type: ignore[arg-type]
+    if wire.payload == "model":
+        content = RecordDict({wire.arrayrecord_key: model_record(layout, point, buffers, counters)})
+    else:
+        parameters = layout.parameters.unflatten(point)
+        content = RecordDict({wire.arrayrecord_key: record_of(parameters)})
+        if layout.buffers.entries or layout.counters.entries:
+            content[BUFFERS] = record_of(_others(layout, buffers, counters))
+    if before is not None:
+        content[BEFORE] = record_of(layout.parameters.unflatten(before))
+    content[wire.configrecord_key] = ConfigRecord(dict(config))  # type: ignore[arg-type]
     return content
 
 
@@ -123,57 +137,6 @@ def model_record(
     return record_of(layout.merge(parameters, _others(layout, buffers, counters)))
 
 
-def decode_reply(
-    reply: Message,
-    layout: ModelLayout,
-    device: torch.device,
-    query: int,
-    payload: str,
-    arrayrecord_key: str = "arrays",
-    configrecord_key: str = "config",
-) -> Update | Rejected:
-    """Return what a reply is worth; never raises, whatever it holds.
-
-    Parameters
-    ----------
-    reply : Message
-        As it came off the network.
-    layout : ModelLayout
-        What the arrays must look like.
-    device : torch.device
-        Where the vectors go.
-    query : int
-        Id of the query that this message carried; the reply must echo it.
-    payload : str
-        The kind of vector that was asked for; the reply must echo it.
-    arrayrecord_key, configrecord_key : str
-        Names of the records.
-    """
-    try:
-        if reply.has_error():
-            reason = _REASON_OF_CODE.get(reply.error.code, Reason.CLIENT_ERROR)
-            return Rejected(reason, _last_line(reply.error.reason))
-        if not reply.has_content():
-            return Rejected(Reason.NO_CONTENT)
-        content = reply.content
-        _check_echo(content.get(configrecord_key), query, payload)
-        wanted = {arrayrecord_key: layout.parameters}
-        others = Layout((*layout.buffers.entries, *layout.counters.entries))
-        if others.entries:
-            wanted[BUFFERS] = others
-        arrays = _check_records(content, wanted)
-        parts = {key: _read_record(arrays[key], wanted[key]) for key in wanted}
-        vector = _flat(parts[arrayrecord_key], layout.parameters)
-        buffers = _flat(parts.get(BUFFERS, {}), layout.buffers)
-        counters = _flat(parts.get(BUFFERS, {}), layout.counters)
-        metrics = _metrics(content.get(METRICS))
-        return Update(vector.to(device), buffers.to(device), counters.to(device), metrics)
-    except RefusalError as refusal:
-        return Rejected(refusal.reason, refusal.detail)
-    except Exception as error:  # a record that breaks its own class is a client's fault too
-        return Rejected(Reason.UNREADABLE, type(error).__name__)
-
-
 def _others(layout: ModelLayout, buffers: Tensor, counters: Tensor) -> dict[str, Tensor]:
     return {**layout.buffers.unflatten(buffers), **layout.counters.unflatten(counters)}
 
@@ -182,38 +145,34 @@ def _host(tensor: Tensor) -> NDArray[np.generic]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tensor.shape)
 
 
-def _check_echo(config: object, query: int, payload: str) -> None:
-    if not isinstance(config, ConfigRecord):
-        raise RefusalError(Reason.MISSING_RECORD, "no ConfigRecord echoes the query")
-    if config.get(PAYLOAD) != payload:
-        raise RefusalError(Reason.WRONG_PAYLOAD)
-    if type(config.get(QUERY)) is not int or config[QUERY] != query:
-        raise RefusalError(Reason.WRONG_QUERY)
+def read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic]]:
+    """Return a client's arrays as views of what it sent, or raise `RefusalError`."""
+    names = tuple(record.keys())
+    if names != layout.names:
+        raise RefusalError(Reason.WRONG_NAMES, _difference(names, layout.names))
+    return {entry.name: _read_array(record[entry.name], entry) for entry in layout.entries}
 
 
-def _check_records(content: RecordDict, wanted: Mapping[str, Layout]) -> dict[str, ArrayRecord]:
-    arrays = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
-    for key in wanted:
-        if key not in arrays:
-            raise RefusalError(Reason.MISSING_RECORD, f"no ArrayRecord {key!r}")
-    if len(arrays) > len(wanted):
-        raise RefusalError(Reason.EXTRA_RECORD)
-    return arrays
+def _difference(names: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Say in a few words what a client's names lack and have too many of."""
+    given, missing = set(names), [name for name in wanted if name not in set(names)]
+    extra = [name for name in given if name not in wanted]
+    parts = [f"{missing[0]!r} is missing"] if missing else []
+    parts += [f"{min(extra)[:40]!r} is not in the model"] if extra else []
+    told = " and ".join(parts) or "they are in another order"
+    return f"{told}: send every array of the query under its name, in its order"
 
 
-def _read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic]]:
-    if tuple(record.keys()) != layout.names:
-        raise RefusalError(Reason.WRONG_NAMES)
-    return {e.name: _read_array(record[e.name], e.shape, e.dtype) for e in layout.entries}
-
-
-def _read_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[np.generic]:
+def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
     """Read an array without allocating what its header claims, and without pickle."""
-    expected = np.dtype(str(dtype).removeprefix("torch."))
+    shape, name = entry.shape, entry.name
+    expected = np.dtype(str(entry.dtype).removeprefix("torch."))
     if array.dtype != str(expected):
-        raise RefusalError(Reason.WRONG_DTYPE, f"{array.dtype[:20]!r} instead of {expected}")
+        told = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as the query has it"
+        raise RefusalError(Reason.WRONG_DTYPE, told)
     if tuple(array.shape) != shape:
-        raise RefusalError(Reason.WRONG_SHAPE, f"{str(array.shape)[:40]} instead of {shape}")
+        told = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as the query has it"
+        raise RefusalError(Reason.WRONG_SHAPE, told)
     if array.stype != "numpy.ndarray":
         raise RefusalError(Reason.UNREADABLE, "not a NumPy array")
     header = _header(shape, expected)
@@ -254,38 +213,3 @@ def _parsed_header(
     if tuple(true_shape) != shape:
         raise RefusalError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
     return fortran, stream.tell()
-
-
-def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
-    """Copy a group's arrays into a new flat vector and make sure that it is finite."""
-    flat = np.empty(layout.size, dtype=str(layout.dtype).removeprefix("torch."))
-    start = 0
-    for entry in layout.entries:
-        flat[start : start + entry.size] = arrays[entry.name].reshape(-1)
-        start += entry.size
-    vector = torch.from_numpy(flat)
-    if vector.is_floating_point() and not _has_norm(vector):
-        finite = bool(vector.isfinite().all())
-        raise RefusalError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
-    return vector
-
-
-def _has_norm(vector: Tensor) -> bool:
-    """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
-    # No comparison with NaN is true. The first pass is several times as fast in float32; where
-    # squares leave it, it says infinity, and the second one decides.
-    norm = torch.linalg.vector_norm
-    return float(norm(vector)) <= MAX_NORM or float(norm(vector, dtype=torch.float64)) <= MAX_NORM
-
-
-def _metrics(record: object) -> dict[str, float]:
-    """Keep finite scalars; a strange metric costs a node nothing, since none is ever used."""
-    if not isinstance(record, MetricRecord) or len(record) > MAX_METRICS:
-        return {}
-    scalars = {k: v for k, v in record.items() if isinstance(v, int | float) and len(k) <= 100}
-    return {k: float(v) for k, v in scalars.items() if abs(v) < 1e300}
-
-
-def _last_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
-    return lines[-1][:200] if lines else ""

@@ -1,7 +1,7 @@
 """One run's state with what it takes to exchange it for Flower messages; no loop, no waiting."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 
 import torch
@@ -10,27 +10,13 @@ from flwr.app import ArrayRecord, Message, MessageType
 from flwr_byzasync import records
 from flwr_byzasync.errors import Reason
 from flwr_byzasync.events import on_reply
-from flwr_byzasync.state import Rejected, ServerState, Update
+from flwr_byzasync.reading import Reading
+from flwr_byzasync.records import Wire
+from flwr_byzasync.replies import decode_reply, has_norm
+from flwr_byzasync.state import Rejected, Sent, ServerState, Update
 from flwr_byzasync.transitions import Status
 
 logger = getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class Wire:
-    """How messages look.
-
-    Parameters
-    ----------
-    payload : str
-        What a reply is; told with each query, echoed with each reply.
-    arrayrecord_key, configrecord_key : str
-        Names of the records.
-    """
-
-    payload: str
-    arrayrecord_key: str
-    configrecord_key: str
 
 
 @dataclass
@@ -60,20 +46,22 @@ class Session:
     ) -> Message:
         """Return the message that asks a node for its vector at the current point."""
         state, wire = self.state, self.wire
-        own = {
-            records.QUERY: query,
-            records.COUNT: state.nodes[node_id].accepted,
-            records.PAYLOAD: wire.payload,
-            records.ROUND: server_round,
-        }
+        node = state.nodes[node_id]
+        own: dict[str, object] = {records.ROUND: server_round}
+        if wire.payload != "model":
+            own |= {
+                records.QUERY: query,
+                records.COUNT: node.accepted,
+                records.PAYLOAD: wire.payload,
+            }
         content = records.encode_query(
             state.layout,
             state.iterates.x,
             state.buffers,
             state.counters,
             {**config, **own},
-            wire.arrayrecord_key,
-            wire.configrecord_key,
+            wire,
+            node.before,
         )
         return Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN)
 
@@ -92,15 +80,7 @@ class Session:
         if sent is None:
             content: Update | Rejected = Rejected(Reason.UNSOLICITED)
         else:
-            content = records.decode_reply(
-                reply,
-                self.state.layout,
-                self.device,
-                sent.query,
-                self.wire.payload,
-                self.wire.arrayrecord_key,
-                self.wire.configrecord_key,
-            )
+            content = self._row(sent, self._decoded(sent, reply))
         self.settle(message_id, content)
 
     def settle(self, message_id: str, content: Update | Rejected) -> None:
@@ -109,6 +89,23 @@ class Session:
         self.state = on_reply(self.state, message_id, content, self.clock())
         if sent is not None and isinstance(content, Rejected):
             self._log(sent.node_id, content)
+
+    def _decoded(self, sent: Sent, reply: Message) -> Update | Rejected:
+        layout = self.state.layout
+        return decode_reply(reply, layout, self.device, sent.query, self.wire, sent.before)
+
+    def _row(self, sent: Sent, content: Update | Rejected) -> Update | Rejected:
+        """Turn what a reply holds into its node's row."""
+        reading = self.state.policy.reading
+        if isinstance(content, Rejected) or reading == Reading():
+            return content
+        node = self.state.nodes[sent.node_id]
+        rows = self.state.tables.parameters.view().rows
+        row = None if node.row is None else rows[node.row]
+        vector = reading.row(content.vector, content.before, sent.point, row, node.accepted)
+        if not has_norm(vector):
+            return Rejected(Reason.OVERFLOW)
+        return replace(content, vector=vector, before=None)
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model at the query point, in the user's order."""

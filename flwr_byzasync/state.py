@@ -14,10 +14,13 @@ from flwr_byzasync.aggregators.median import middle_values
 from flwr_byzasync.errors import Reason, check_choice, check_integer, check_number
 from flwr_byzasync.layout import Layout, ModelLayout
 from flwr_byzasync.optimizers import Iterates, Optimizer
+from flwr_byzasync.reading import Reading
 from flwr_byzasync.table import Table
 from flwr_byzasync.transitions import Status
 from flwr_byzasync.weights import WeightPolicy
 
+Metrics = Mapping[str, float | tuple[float, ...]]
+"""What a node reported: finite numbers, alone or in a row."""
 BELOW_MIN_NODES = ("continue", "wait")
 LOST_ROWS = ("keep", "drop")
 """What `Policy` may say."""
@@ -33,14 +36,17 @@ class Update:
         (d,) finite, of the parameters' flat dtype, on the server's device.
     buffers, counters : Tensor
         The model's other arrays, flat; empty where the model has none.
-    metrics : mapping of str to float
-        Finite scalars that the node reported. They are shown, never used.
+    metrics : mapping of str to float or tuple of float
+        Finite numbers that the node reported. They are shown, never used.
+    before : Tensor or None
+        (d,) the gradient at the node's last query, where it was asked for.
     """
 
     vector: Tensor
     buffers: Tensor
     counters: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ class Sent:
         Seconds after which it counts as unanswered.
     overdue : bool
         Whether it does.
+    point : Tensor or None
+        (d,) what was sent, where the reply cannot be read without it.
+    before : bool
+        Whether the point of the node's last query was sent as well.
     """
 
     node_id: int
@@ -73,6 +83,8 @@ class Sent:
     sent_at: float
     limit: float
     overdue: bool = False
+    point: Tensor | None = None
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,10 @@ class Node:
         was shut since the last accepted one.
     reply_times : tuple of float
         Every accepted reply: seconds that the last ones took.
-    metrics : mapping of str to float
+    metrics : mapping of str to float or tuple of float
         Every accepted reply: what it reported last.
+    point : Tensor or None
+        (d,) every accepted reply: the query that it answered, where the next one says so too.
     """
 
     row: int | None = None
@@ -102,7 +116,13 @@ class Node:
     silences: int = 0
     shuts: int = 0
     reply_times: tuple[float, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    point: Tensor | None = None
+
+    @property
+    def before(self) -> Tensor | None:
+        """The point of its last query, if its row began there."""
+        return None if self.row is None else self.point
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,8 @@ class Policy:
         until the node replies again.
     max_pace : float or None
         How many times as often as the median node a node may be asked, >= 1; None: no limit.
+    reading : Reading
+        How a reply becomes a row.
 
     Raises
     ------
@@ -142,6 +164,7 @@ class Policy:
     below_min_nodes: str = "continue"
     lost_rows: str = "keep"
     max_pace: float | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
         if self.min_nodes is not None:

@@ -26,7 +26,8 @@ from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
 from flwr_byzasync.loop import ArrivalLoop
 from flwr_byzasync.optimizers import Optimizer
 from flwr_byzasync.progress import Statistics, statistics, weighted_metrics
-from flwr_byzasync.session import Session, Wire
+from flwr_byzasync.records import Wire
+from flwr_byzasync.session import Session
 from flwr_byzasync.simulation import clock_of
 from flwr_byzasync.snapshot import identity_of
 from flwr_byzasync.state import Policy, Rejected, begin

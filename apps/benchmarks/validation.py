@@ -16,10 +16,11 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from flwr_byzasync import VirtualGrid, records
+from flwr_byzasync import VirtualGrid, records, replies
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.errors import check_integer
 from flwr_byzasync.layout import ModelLayout
+from flwr_byzasync.records import Wire
 from flwr_byzasync.state import Update
 
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
 
 def decoded(reply: Message, layout: ModelLayout) -> Update:
     """Decode and check a reply as the strategy does."""
-    update = records.decode_reply(reply, layout, CPU, query=0, payload="momentum")
+    update = replies.decode_reply(reply, layout, CPU, query=0, wire=Wire())
     if not isinstance(update, Update):
         raise RuntimeError(f"a good reply was refused: {update}")
     return update

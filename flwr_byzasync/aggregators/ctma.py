@@ -105,6 +105,12 @@ class CTMA(WeightedRule):
         """The base's laws: trimming around its result keeps all of them."""
         return self.RULE.laws & laws_of(self.base)
 
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
     def bound(self, lam: float) -> float | None:
         """c_λ at λ = `byz_fraction` for any share up to it, else None."""
         mine = self.byz_fraction

@@ -171,6 +171,12 @@ class Unweighted(WeightedRule):
         """None: a liar's share of the nodes is not its share of the weight."""
         return None
 
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's result with all positive weights set to 1."""
         return precise(self.base, rows, _ones(weights))

@@ -20,7 +20,9 @@ from torch import Tensor
 from flwr_byzasync import AsyncRobust, Reason, events, records
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.session import Session, Wire
+from flwr_byzasync.records import Wire
+from flwr_byzasync.replies import MAX_METRICS
+from flwr_byzasync.session import Session
 from flwr_byzasync.state import Policy, Rejected, ServerState, begin
 from flwr_byzasync.transitions import TRANSITIONS, Event, Status, move
 from flwr_byzasync.weights import Capped, Counts
@@ -163,7 +165,7 @@ class Player:
         assert rows == list(range(len(state.tables.parameters)))
         assert len(self.session._told) <= NODES * len(Reason)
         for node in state.nodes.values():
-            assert len(node.metrics) <= records.MAX_METRICS and len(node.reply_times) <= 15
+            assert len(node.metrics) <= MAX_METRICS and len(node.reply_times) <= 15
 
     # --- events ---
 

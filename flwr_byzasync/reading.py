@@ -1,0 +1,106 @@
+"""How a reply becomes its node's row: what was sent there, and what the server adds to it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.errors import ConfigError, check_choice, check_number
+
+PAYLOADS = ("momentum", "gradient", "model")
+CORRECTIONS = ("client", "server")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What replies hold, and how each becomes the row d_i of its node.
+
+    Parameters
+    ----------
+    payload : {"momentum", "gradient", "model"}
+        "momentum": the vector itself, the node has done the rest. "gradient": ∇f at the query
+        point. "model": weights y that training began from the query x with; their vector is the
+        pseudo-gradient ``x − y``, x being what that very node was sent.
+    correction : {"client", "server"}
+        Who applies μ²'s correction. "server": nodes keep no state, are sent their last query
+        too and return the gradient g' there, of the same batch:
+        ``d_i <- g + (1 − β)(d_i − g')``.
+    momentum : float
+        β in [0, 1): ``d_i <- β d_i + (1 − β) g``, kept by the server.
+    beta : float or None
+        β in (0, 1] of the correction; None for 1/(s_i + 1), s_i the node's accepted replies.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or two of them do not go together.
+    """
+
+    payload: str = "momentum"
+    correction: str = "client"
+    momentum: float = 0.0
+    beta: float | None = 0.25
+
+    def __post_init__(self) -> None:
+        check_choice("payload", self.payload, PAYLOADS, fix="leave it out or pass 'model'")
+        check_choice("correction", self.correction, CORRECTIONS, fix="leave it out")
+        fix = "pass for example momentum=0.9"
+        check_number("momentum", self.momentum, low=0, high=1, closed="left", fix=fix)
+        if self.beta is not None:
+            fix = "pass for example beta=0.25, or None for 1/(s + 1)"
+            check_number("beta", self.beta, low=0, high=1, closed="right", fix=fix)
+        if self.momentum and self.payload == "momentum":
+            legal, fix = "0 where nodes apply it", "pass payload='gradient' or 'model'"
+            raise ConfigError("momentum", self.momentum, legal, fix)
+        if self.momentum and self.correction == "server":
+            legal, fix = "0 with correction='server'", "pass beta, the weight of a new gradient"
+            raise ConfigError("momentum", self.momentum, legal, fix)
+        if self.correction == "server" and self.payload != "gradient":
+            legal, fix = "'client' unless replies are gradients", "pass payload='gradient'"
+            raise ConfigError("correction", self.correction, legal, fix)
+
+    @property
+    def keeps_sent(self) -> bool:
+        """Whether the point of a query must be known when its reply comes."""
+        return self.payload == "model" or self.correction == "server"
+
+    @property
+    def keeps_answered(self) -> bool:
+        """Whether the point of the last query that a node answered must be known."""
+        return self.correction == "server"
+
+    def row(
+        self,
+        told: Tensor,
+        told_before: Tensor | None,
+        point: Tensor | None,
+        row: Tensor | None,
+        count: int,
+    ) -> Tensor:
+        """Return what becomes of a node's row.
+
+        Parameters
+        ----------
+        told : Tensor
+            (d,) what the reply holds.
+        told_before : Tensor or None
+            (d,) the gradient at the node's last query, where it was asked for.
+        point : Tensor or None
+            (d,) the query that was sent, where `keeps_sent`.
+        row : Tensor or None
+            (d,) its row so far; None if it has none.
+        count : int
+            Its accepted replies, s_i, before this one.
+
+        Returns
+        -------
+        Tensor
+            (d,) new or `told`; it may be infinite where the inputs are finite.
+        """
+        new = point - told if self.payload == "model" and point is not None else told
+        if row is None:
+            return new
+        if self.correction == "server" and told_before is not None:
+            kept = count / (count + 1.0) if self.beta is None else 1.0 - self.beta
+            return new + kept * (row - told_before)
+        return torch.lerp(new, row, self.momentum) if self.momentum else new

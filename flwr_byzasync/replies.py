@@ -1,0 +1,185 @@
+"""Whatever a client sends becomes an Update or a Rejected here; nothing in it is believed."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_byzasync.errors import Reason
+from flwr_byzasync.layout import Layout, ModelLayout
+from flwr_byzasync.records import (
+    BEFORE,
+    BUFFERS,
+    METRICS,
+    PAYLOAD,
+    QUERY,
+    RefusalError,
+    Wire,
+    read_record,
+)
+from flwr_byzasync.state import Metrics, Rejected, Update
+
+MAX_NORM = 1e150
+"""Up to here the rules' squares and their sums stay inside float64."""
+MAX_METRICS = 100
+"""Metrics of one reply that are looked at, and numbers in one of them; more would only make a log
+unreadable."""
+
+# Codes of flwr's error replies, as numbers because their names differ between releases.
+_REASON_OF_CODE = {
+    0: Reason.CRASHED,
+    3: Reason.LOST,
+    4: Reason.LOST,
+    5: Reason.NODE_GONE,
+    8: Reason.CRASHED,
+}
+
+
+def decode_reply(
+    reply: Message,
+    layout: ModelLayout,
+    device: torch.device,
+    query: int,
+    wire: Wire,
+    before: bool = False,
+) -> Update | Rejected:
+    """Return what a reply is worth; never raises, whatever it holds.
+
+    Parameters
+    ----------
+    reply : Message
+        As it came off the network.
+    layout : ModelLayout
+        What the arrays must look like.
+    device : torch.device
+        Where the vectors go.
+    query : int
+        Id of the query that this message carried; a reply that is no model must echo it.
+    wire : Wire
+        How messages look. A reply says what it is; one that does not is a model.
+    before : bool
+        Whether a gradient at the node's last query was asked for.
+    """
+    try:
+        if reply.has_error():
+            reason = _REASON_OF_CODE.get(reply.error.code, Reason.CLIENT_ERROR)
+            return Rejected(reason, _last_line(reply.error.reason))
+        if not reply.has_content():
+            return Rejected(Reason.NO_CONTENT)
+        content = reply.content
+        if wire.payload == "model":
+            return _model(content, layout, device, wire)
+        return _vector(content, layout, device, query, wire, before)
+    except RefusalError as refusal:
+        return Rejected(refusal.reason, refusal.detail)
+    except Exception as error:  # a record that breaks its own class is a client's fault too
+        return Rejected(Reason.UNREADABLE, type(error).__name__)
+
+
+def has_norm(vector: Tensor) -> bool:
+    """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
+    # No comparison with NaN is true. The first pass is several times as fast in float32; where
+    # squares leave it, it says infinity, and the second one decides.
+    norm = torch.linalg.vector_norm
+    return float(norm(vector)) <= MAX_NORM or float(norm(vector, dtype=torch.float64)) <= MAX_NORM
+
+
+def _vector(
+    content: RecordDict,
+    layout: ModelLayout,
+    device: torch.device,
+    query: int,
+    wire: Wire,
+    before: bool,
+) -> Update:
+    """Read the reply of a client of ours."""
+    config = content.get(wire.configrecord_key)
+    if not isinstance(config, ConfigRecord):
+        raise RefusalError(Reason.MISSING_RECORD, "no ConfigRecord echoes the query")
+    _check_payload(config, wire)
+    if type(config.get(QUERY)) is not int or config[QUERY] != query:
+        raise RefusalError(Reason.WRONG_QUERY)
+    wanted = {wire.arrayrecord_key: layout.parameters}
+    others = Layout((*layout.buffers.entries, *layout.counters.entries))
+    wanted |= {BUFFERS: others} if others.entries else {}
+    wanted |= {BEFORE: layout.parameters} if before else {}
+    arrays = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+    for key in wanted:
+        if key not in arrays:
+            raise RefusalError(Reason.MISSING_RECORD, f"no ArrayRecord {key!r}")
+    if len(arrays) > len(wanted):
+        raise RefusalError(Reason.EXTRA_RECORD)
+    parts = {key: read_record(arrays[key], wanted[key]) for key in wanted}
+    rest = parts.get(BUFFERS, {})
+    return Update(
+        _flat(parts[wire.arrayrecord_key], layout.parameters).to(device),
+        _flat(rest, layout.buffers).to(device),
+        _flat(rest, layout.counters).to(device),
+        _metrics(content.get(METRICS)),
+        _flat(parts[BEFORE], layout.parameters).to(device) if before else None,
+    )
+
+
+def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire: Wire) -> Update:
+    """Read the reply of a client that knows nothing of us: a model, and metrics by any name."""
+    config = content.get(wire.configrecord_key)
+    if isinstance(config, ConfigRecord):
+        _check_payload(config, wire)
+    arrays = list(content.array_records.values())
+    if not arrays:
+        raise RefusalError(Reason.MISSING_RECORD, "no ArrayRecord with the model's weights")
+    if len(arrays) > 1:
+        raise RefusalError(Reason.EXTRA_RECORD, "one ArrayRecord, the whole model, is expected")
+    whole = read_record(arrays[0], layout.whole)
+    metrics = list(content.metric_records.values())
+    return Update(
+        _flat(whole, layout.parameters).to(device),
+        _flat(whole, layout.buffers).to(device),
+        _flat(whole, layout.counters).to(device),
+        _metrics(metrics[0] if metrics else None),
+    )
+
+
+def _check_payload(config: ConfigRecord, wire: Wire) -> None:
+    said = config.get(PAYLOAD, "model")
+    if said != wire.payload:
+        told = f"it is a {str(said)[:20]}: pass payload={str(said)[:20]!r} to the strategy"
+        raise RefusalError(Reason.WRONG_PAYLOAD, told)
+
+
+def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
+    """Copy a group's arrays into a new flat vector and make sure that it is finite."""
+    flat = np.empty(layout.size, dtype=str(layout.dtype).removeprefix("torch."))
+    start = 0
+    for entry in layout.entries:
+        flat[start : start + entry.size] = arrays[entry.name].reshape(-1)
+        start += entry.size
+    vector = torch.from_numpy(flat)
+    if vector.is_floating_point() and not has_norm(vector):
+        finite = bool(vector.isfinite().all())
+        raise RefusalError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
+    return vector
+
+
+def _metrics(record: object) -> Metrics:
+    """Keep finite numbers; a strange metric costs a node nothing, since none is ever used."""
+    if not isinstance(record, MetricRecord) or len(record) > MAX_METRICS:
+        return {}
+    kept: dict[str, float | tuple[float, ...]] = {}
+    for name, value in record.items():
+        values = value if isinstance(value, list) else [value]
+        if len(name) > 100 or not 0 < len(values) <= MAX_METRICS:
+            continue
+        numbers = tuple(float(v) for v in values if isinstance(v, int | float) and abs(v) < 1e300)
+        if len(numbers) == len(values) and all(map(math.isfinite, numbers)):
+            kept[name] = numbers if isinstance(value, list) else numbers[0]
+    return kept
+
+
+def _last_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines()
+    return lines[-1][:200] if lines else ""
