@@ -106,7 +106,7 @@ def plain(rule: Aggregator, case: Case, lam: float | Fraction) -> Case:
     """
     share = lam if isinstance(lam, Fraction) else Fraction(str(lam))
     enough = min(0.99 * case.ratio, RUIN)
-    for parts in (10, 20, 100, 1000, 100_000):
+    for parts in (10, 20, 100, 1000, 10**5, 10**7, 10**9):
         total = share.denominator * -(-parts // share.denominator)
         weights = np.zeros_like(case.weights)
         for side, held in ((case.honest, (1 - share) * total), (~case.honest, share * total)):

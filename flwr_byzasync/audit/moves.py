@@ -81,9 +81,12 @@ class Moves:
             rows[i] = centre + way * (radius * (1.0 + trifle) / length)
 
     def shift(self, draft: Case) -> None:
-        """Give a part of one row's weight to another on its side."""
+        """Give a part of one row's weight, or all but a part, to another on its side."""
         i, j = self.pair(draft)
-        _give(draft.weights, i, j, int(draft.weights[i] * 10.0 ** self.rng.uniform(-5, 0)) or 1)
+        part = int(draft.weights[i] * 10.0 ** self.rng.uniform(-6, 0)) or 1
+        _give(
+            draft.weights, i, j, part if self.rng.random() < 0.7 else int(draft.weights[i]) - part
+        )
 
     def edge(self, draft: Case) -> None:
         """Let the rows on one side of a place hold S/2, λS or (1 − λ)S, to the unit."""

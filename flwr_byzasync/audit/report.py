@@ -102,8 +102,10 @@ def example(line: Line) -> str:
     if line.broken and not Line(line.rule, line.lam, case).broken:
         case = line.worst
     found = f"ratio {case.ratio:.3g}"
+    if math.isinf(case.ratio):
+        found += " (the rows of G are equal, and the result is elsewhere)"
     if line.broken:
-        found = f"{found} is above the stated {line.ours:.6g}"
+        found += f" is above the stated {line.ours:.6g}"
     elif line.ruined:
         found = f"no constant: {found}"
     held = Fraction(int(case.weights[case.honest].sum()), int(case.weights.sum()))

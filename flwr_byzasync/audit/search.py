@@ -17,12 +17,15 @@ from flwr_byzasync.audit.case import Case, Counts, Floats, Mask, evaluate, exact
 from flwr_byzasync.audit.moves import Moves
 from flwr_byzasync.errors import check_byz_fraction, check_integer
 
-TOTAL = 1_000_000
-"""About the total weight of a candidate: suprema at exact halves are reached within 1e-6."""
+TOTAL = 1_000_000_000
+"""About the total weight of a candidate: it comes as near to exact halves, and rows may weigh as
+little, as one part in so many."""
 ENDLESS = 1e12
 """A ratio beyond which nobody needs a worse one: the search ends."""
 DIMENSIONS = (1, 1, 2, 3)
 """d of a start is drawn from these: on a line most rules have their worst case already."""
+AGREEING = 20
+"""One in so many calls is spent on honest rows that are all equal."""
 THINNING = 4
 """One in so many candidates of a stage goes on to the next, with so many times the moves."""
 FIRST_CLIMB = 60
@@ -77,8 +80,10 @@ def worst_case(
     check_integer("evaluations", evaluations, low=100, fix="pass for example evaluations=20000")
     check_integer("seed", seed, low=0, fix="pass for example seed=1")
     search = _Search(rule, lam if isinstance(lam, Fraction) else Fraction(str(lam)), rows, seed)
+    # Honest rows that agree must be what comes out: a call tells, no climb is needed.
+    agreeing = [search.start(agreeing=True) for _ in range(evaluations // AGREEING)]
     starts = max(8, evaluations // (THINNING * FIRST_CLIMB))
-    pool = _worst_first([search.start() for _ in range(starts)])
+    pool = _worst_first([*agreeing, *(search.start() for _ in range(starts))])[:starts]
     while search.used < evaluations and pool[0].ratio <= ENDLESS:
         stage = evaluations // THINNING if len(pool) > 2 else evaluations
         moves = -(-min(stage, evaluations - search.used) // len(pool))
@@ -110,7 +115,7 @@ class _Search:
         self.trusted: tuple[int, ...] = tuple(getattr(rule, "trusted", ()))
         self.most = max(rows, max(self.trusted, default=0) + 2)
         # Even, and λS an integer, unless λ has too many digits: then liars get a little less.
-        unit = 2 * lam.denominator if lam.denominator <= TOTAL // 10 else 2
+        unit = 2 * lam.denominator if lam.denominator <= TOTAL // 1000 else 2
         self.total = unit * -(-TOTAL // unit)
         self.liars = math.floor(lam * self.total)
         self.moves = Moves(self.rng, lam, self.total)
@@ -139,8 +144,8 @@ class _Search:
         ratio = exact_ratio(case.rows, case.weights, case.honest, case.result)
         return replace(case, ratio=ratio)
 
-    def start(self) -> Case:
-        """Return a random candidate: rows that agree, few places on a line, clusters, a cloud."""
+    def start(self, *, agreeing: bool = False) -> Case:
+        """Return a random candidate: places on a line, clusters, a cloud, or rows that agree."""
         rng = self.rng
         m = int(rng.integers(max(2, max(self.trusted, default=0) + 2), self.most + 1))
         d = int(rng.choice(DIMENSIONS))
@@ -149,7 +154,7 @@ class _Search:
         honest = np.ones(m, dtype=np.bool_)
         honest[rng.permutation(free)[:liars]] = False
         rows = rng.standard_normal((m, d))
-        style = rng.integers(4)
+        style = 0 if agreeing else rng.integers(1, 4)
         if style == 0:
             rows[honest] = rows[0] * rng.integers(0, 2)
             rows[~honest] *= 10.0 ** rng.uniform(-1, 3, (liars, 1))
