@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Sums are split by the number of threads: with one, a seed finds the same everywhere.
     torch.set_num_threads(1)
     try:
+        if given.out is not None:
+            _check_folder(given.out)
         return _audit_all(given) if given.all else _audit(given)
     except ConfigError as error:
         print(f"byzasync: {error}", file=sys.stderr)
@@ -118,7 +120,7 @@ def _audit(given: argparse.Namespace) -> int:
         print(f"\nλ = {lam:g} is left out: {error}")
     if given.out is not None:
         marked = f"{given.rule}: {_budget(given)}\n\n{table(lines, markdown=True)}\n"
-        _write(given.out, marked)
+        (given.out / "audit.md").write_text(marked, encoding="utf-8")
         if given.curve and not figure(given.rule, lines, given.out / "audit.png"):
             print("\nNo audit.png: matplotlib is not there; pip install matplotlib.")
     return int(any(line.broken for line in lines))
@@ -135,7 +137,7 @@ def _audit_all(given: argparse.Namespace) -> int:
             text += f"\n`{name}`\n\n```\n{example(line)}\n```\n"
     print(text, end="")
     if given.out is not None:
-        _write(given.out, text)
+        (given.out / "audit.md").write_text(text, encoding="utf-8")
     return int(any(line.broken for lines in found.values() for line in lines))
 
 
@@ -194,10 +196,10 @@ def _budget(given: argparse.Namespace) -> str:
     return f"up to {given.rows} rows, {given.evaluations} calls at each λ, seed {given.seed}"
 
 
-def _write(folder: Path, text: str) -> None:
+def _check_folder(folder: Path) -> None:
+    """Make the folder before the search: nobody wants to hear of it minutes later."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "audit.md").write_text(text, encoding="utf-8")
     except OSError as error:
         legal = "a folder that can be written"
         raise ConfigError("out", str(folder), legal, f"pass another ({error})") from error
