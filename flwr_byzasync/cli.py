@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Sums are split by the number of threads: with one, a seed finds the same everywhere.
     torch.set_num_threads(1)
     try:
+        for lam in given.lam:
+            check_byz_fraction("lam", lam)
         if given.out is not None:
             _check_folder(given.out)
         return _audit_all(given) if given.all else _audit(given)
@@ -146,7 +148,6 @@ def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[floa
     make = _maker(text)
     lines, refused = [], {}
     for lam in _lambdas(given):
-        check_byz_fraction("lam", lam)
         try:
             rule = make(lam)
         except ConfigError as error:
@@ -201,7 +202,7 @@ def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        legal = "a folder that can be written"
+        legal = "a folder that exists or can be made"
         raise ConfigError("out", str(folder), legal, f"pass another ({error})") from error
 
 

@@ -166,7 +166,7 @@ def test_a_function_is_a_rule(own_rules: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "sentence"),
     [
         (["audit", "nope"], "aggregator='nope' is not legal"),
-        (["audit", "cwmed", "--lam", "0.5"], "lam=0.5 is not legal"),
+        (["audit", "cwmed", "--lam", "0.1", "0.5"], "lam=0.5 is not legal"),
         (["audit", "cwmed", "--lam", "many"], "invalid float value: 'many'"),
         (["audit", "cwmed", "--rows", "1"], "rows=1 is not legal"),
         (["audit", "cwmed", "--evaluations", "3"], "evaluations=3 is not legal"),
@@ -189,12 +189,12 @@ def test_an_error_of_usage_is_one_sentence_and_code_2(
     assert err.endswith(".\n") and err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_of_usage(
+def test_a_folder_that_cannot_be_made_is_an_error_of_usage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert ended("audit", "cwmed", "--lam", "0.1", "--out", str(tmp_path / "file"), *FEW) == 2
-    assert "is not legal: it must be a folder that can be written" in capsys.readouterr().err
+    assert "is not legal: it must be a folder that exists or can be made" in capsys.readouterr().err
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
