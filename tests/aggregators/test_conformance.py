@@ -1,0 +1,288 @@
+"""The kit itself: broken rules are caught by what they break, right ones pass."""
+
+import doctest
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+
+from flwr_byzasync import ConfigError
+from flwr_byzasync.aggregators import (
+    CTMA,
+    Aggregator,
+    CoordinateWiseMedian,
+    GeometricMedian,
+    Law,
+    Mean,
+)
+from flwr_byzasync.testing import LawError, Weighted, check_aggregator, shares, weighted_rows
+from flwr_byzasync.testing.cases import adversarial_rows, attacks, trials
+from flwr_byzasync.testing.conformance import check_claim, check_inequality, claim_of
+from flwr_byzasync.testing.edges import check_time
+from flwr_byzasync.testing.planted import PLANTED, Planted
+
+ROOT = Path(__file__).parents[2]
+MEDIAN = CoordinateWiseMedian()
+# To find is enough here: two tests below look at what is made of it.
+FINDING = settings(
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def name_of(planted: Planted) -> str:
+    return f"{getattr(planted.rule, '__name__', planted.rule)}: {planted.caught}"
+
+
+# --- what is caught ----------------------------------------------------------------------------
+@pytest.mark.parametrize("planted", PLANTED, ids=name_of)
+def test_a_broken_rule_is_caught_by_what_it_breaks(planted: Planted) -> None:
+    claim = claim_of(planted.rule, laws=planted.laws, bound=planted.bound)
+    with pytest.raises(LawError) as caught:
+        check_claim(claim, Fraction(9, 20), FINDING)
+    assert caught.value.law == planted.caught
+
+
+def test_every_law_is_broken_by_a_planted_rule() -> None:
+    always = {"BOUND", "HALVES", "UNWRITTEN", "REPEATABLE", "DEFINED", "ABSENT", "DTYPE"}
+    assert {planted.caught for planted in PLANTED} == {law.name for law in Law} | always
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.97])
+@pytest.mark.parametrize("lam", [0.1, 0.25, 0.4])
+def test_a_bound_that_is_a_little_too_small_is_refuted(lam: float, factor: float) -> None:
+    with pytest.raises(LawError, match="BOUND is broken") as caught:
+        check_aggregator(
+            MEDIAN,
+            laws=(),
+            bound=lambda share: factor / (1 - 2 * share),
+            byz_fraction=lam,
+            max_examples=100,
+        )
+    # One of two places, and a hair more than half of the weight in it.
+    rows, weights = caught.value.case
+    assert set(rows.flatten().tolist()) == {0.0, 1.0} and (weights > 0).sum() <= 4
+
+
+def test_weights_of_another_dtype_must_mean_the_same() -> None:
+    def integers_only(rows: Tensor, weights: Tensor) -> Tensor:
+        return MEDIAN(rows, weights if not weights.is_floating_point() else (weights > 0).int())
+
+    with pytest.raises(LawError, match="WEIGHT_DTYPES is broken"):
+        check_aggregator(integers_only)
+
+
+def test_time_is_limited() -> None:
+    with pytest.raises(LawError, match="TIME is broken: 1000 rows of 30 coordinates take at most"):
+        check_time(claim_of(Mean()), seconds=1e-9)
+    check_time(claim_of(Mean(), max_rows=10), seconds=1e-9)
+
+
+def test_more_rows_than_a_rule_takes_are_not_asked_of_it() -> None:
+    def few(rows: Tensor, weights: Tensor) -> Tensor:
+        if len(rows) > 5:
+            raise ValueError("too many rows")
+        return MEDIAN(rows, weights)
+
+    with pytest.raises(LawError, match="DEFINED is broken"):
+        check_aggregator(few)
+    check_aggregator(few, laws=Law, bound=MEDIAN.bound, max_rows=5, max_examples=20)
+
+
+def test_a_row_that_must_be_honest_is_in_every_set_and_has_weight() -> None:
+    def first(rows: Tensor, weights: Tensor) -> Tensor:
+        assert weights[0] > 0
+        nearest = ((rows - rows[0]).norm(dim=1) <= 0.0) & (weights > 0)
+        return Mean()(rows, weights * nearest)
+
+    # The first row may hold any share of G's weight: no constant covers it, its weight does.
+    with pytest.raises(LawError, match="BOUND is broken"):
+        check_aggregator(first, laws=(), bound=lambda _: 5e3, trusted=(0,), max_examples=300)
+    check_aggregator(first, laws=(), bound=lambda _: 1e5, trusted=(0,), max_examples=100)
+
+
+# --- what passes -------------------------------------------------------------------------------
+def median_of_a_third_party(rows: Tensor, weights: Tensor) -> Tensor:
+    kept, mass = rows[weights > 0], weights[weights > 0].double()
+    values, order = kept.sort(dim=0)
+    share = mass[order].cumsum(dim=0) / mass.sum()
+    low, high = (share < 0.5 - 1e-9).sum(dim=0), (share <= 0.5 + 1e-9).sum(dim=0)
+    a, b = (values.gather(0, i.unsqueeze(0))[0] for i in (low, high))
+    return torch.where(a == b, a, a / 2 + b / 2)
+
+
+@pytest.mark.parametrize("lam", [None, 0.0, 0.3])
+def test_a_function_that_is_right_passes(lam: float | None) -> None:
+    check_aggregator(
+        median_of_a_third_party,
+        laws=Law,
+        bound=lambda share: 1 / (1 - 2 * share),
+        byz_fraction=lam,
+        max_examples=50,
+    )
+
+
+@pytest.mark.parametrize("rule", [MEDIAN, GeometricMedian(), CTMA(MEDIAN, byz_fraction=0.3)])
+def test_a_rule_that_is_right_passes(rule: Aggregator) -> None:
+    check_aggregator(rule, max_examples=30)
+
+
+def test_a_function_that_declares_nothing_must_only_be_a_rule() -> None:
+    check_aggregator(lambda rows, weights: Mean()(rows, weights) * 0.9, max_examples=30)
+
+
+# --- how it is told ----------------------------------------------------------------------------
+def message_of(rule: Aggregator, **claims: object) -> str:
+    with pytest.raises(LawError) as caught:
+        check_aggregator(rule, max_examples=100, **claims)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_the_message_names_the_law_the_smallest_input_and_the_numbers() -> None:
+    def unweighted(rows: Tensor, weights: Tensor) -> Tensor:
+        return MEDIAN(rows, (weights > 0).to(torch.int64))
+
+    message = message_of(unweighted, laws=[Law.COPIES])
+    assert message.splitlines() == [
+        "COPIES is broken: an integer weight s means s copies of the row.",
+        "  rows        [[0.0], [1.0]] (torch.float64, (2, 1))",
+        "  weights     [1, 2]",
+        "  result      [0.5]",
+        "  expected    [0.5]",
+        "  got         [1.0], on the copies",
+        "  difference  0.5, allowed 1e-09",
+    ]
+
+
+def test_the_same_check_finds_the_same_input() -> None:
+    def shrunk(rows: Tensor, weights: Tensor) -> Tensor:
+        return Mean()(rows, weights) * 0.9
+
+    assert len({message_of(shrunk, laws=[Law.TRANSLATION]) for _ in range(2)}) == 1
+
+
+def test_an_exception_of_the_rule_is_shown_with_its_input() -> None:
+    def raises(rows: Tensor, weights: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(LawError, match=r"DEFINED.*\n  rows .*\n.*\n  raised   KeyError: 'mine'"):
+        check_aggregator(raises)
+
+
+def test_the_error_crosses_processes() -> None:
+    error = LawError("COPIES", "it holds", Weighted(torch.zeros(1, 1), torch.ones(1)), {"n": 1})
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.law == "COPIES"
+    assert isinstance(error, AssertionError)
+
+
+@pytest.mark.parametrize(
+    ("claims", "names"),
+    [
+        ({"rule": "gm"}, "rule='gm'"),
+        ({"byz_fraction": 0.5}, "byz_fraction=0.5"),
+        ({"max_examples": 0}, "max_examples=0"),
+        ({"max_rows": 0}, "max_rows=0"),
+        ({"tolerance": -1.0}, "tolerance=-1.0"),
+        ({"seconds": 0.0}, "seconds=0.0"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_cannot_work_is_named(claims: dict[str, object], names: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{names} is not legal"):
+        check_aggregator(**{"rule": MEDIAN, **claims})  # type: ignore[arg-type]
+
+
+# --- what is drawn -----------------------------------------------------------------------------
+@given(weighted_rows("integers", "far", "near", "floats", max_rows=5, trusted=(1,)))
+def test_drawn_rows_are_finite_and_their_weights_positive_in_sum(case: Weighted) -> None:
+    assert 2 <= len(case.rows) == len(case.weights) <= 5 and case.rows.isfinite().all()
+    assert case.weights[1] > 0 and case.weights.min() >= 0 and not case.weights.is_floating_point()
+
+
+@given(adversarial_rows(Fraction(3, 10), trusted=(0,)))
+def test_rows_of_an_adversary_leave_a_trusted_row_its_weight(case: Weighted) -> None:
+    assert case.weights[0] > 0 and case.weights.min() >= 0 and 4 <= len(case.rows) <= 7
+
+
+@given(shares(torch.tensor([5, 3, 1]), limit=Fraction(2, 5)))
+def test_shares_stay_below_their_limit(share: Fraction) -> None:
+    assert 0 <= share <= Fraction(2, 5)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        lambda case: bool((case.weights == 0).any()),
+        lambda case: bool((2 * case.weights == case.weights.sum()).any()),
+        lambda case: len(case.rows) > len(case.rows.unique(dim=0)),
+        lambda case: bool(case.rows.abs().max() > 1e80),
+        lambda case: 0.0 < float(torch.pdist(case.rows).min()) < 1e-5 and len(case.rows) > 2,
+    ],
+    ids=["zero weights", "exact halves", "duplicates", "huge", "near ties"],
+)
+def test_what_breaks_rules_is_drawn(wanted: object) -> None:
+    seen = []
+
+    @settings(FINDING, max_examples=300)
+    @given(weighted_rows("integers", "far", "near", max_rows=5))
+    def draw(case: Weighted) -> None:
+        if len(case.rows) > 1:
+            seen.append(wanted(case))  # type: ignore[operator]
+
+    draw()
+    assert sum(seen) >= 3
+
+
+def test_the_inequality_says_how_near_it_came() -> None:
+    claim = claim_of(MEDIAN)
+    found = []
+
+    @FINDING
+    @given(attacks(limit=Fraction(2, 5)))
+    def draw(attack: object) -> None:
+        found.append(check_inequality(claim, attack))  # type: ignore[arg-type]
+
+    draw()
+    assert 0.97 < max(found) <= 1.0 + 1e-9
+
+
+def test_a_trial_reorders_all_rows() -> None:
+    @FINDING
+    @given(trials("integers"))
+    def draw(trial: object) -> None:
+        assert sorted(trial.order) == list(range(len(trial.case.rows)))  # type: ignore[attr-defined]
+
+    draw()
+
+
+# --- the package -------------------------------------------------------------------------------
+def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does() -> None:
+    script = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "import flwr_byzasync, flwr_byzasync.aggregators\n"
+        "try: import flwr_byzasync.testing\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    told = 'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".\n'
+    assert done.stdout == told
+
+
+def test_the_examples_of_the_document_are_true() -> None:
+    page = str(ROOT / "docs" / "testing.md")
+    result = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 5 and result.failed == 0
