@@ -5,8 +5,10 @@ from collections.abc import Iterable
 import torch
 
 from flwr_byzasync.checkpoint import Checkpoints
-from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.optimizers import Optimizer
+from flwr_byzasync.errors import ConfigError, check_integer
+from flwr_byzasync.optimizers import SGD, Optimizer
+from flwr_byzasync.reading import Reading
+from flwr_byzasync.stopping import EarlyStop
 
 
 def check_parts(aggregator: object, optimizer: object) -> None:
@@ -17,6 +19,49 @@ def check_parts(aggregator: object, optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, type):
         fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
         raise ConfigError("optimizer", optimizer, "an object with init and step", fix)
+
+
+def check_not_fedavg(fraction_train: object, weighted_by_key: object) -> None:
+    """Refuse two of FedAvg's arguments that mean nothing here, and say what does."""
+    if fraction_train != 1.0:
+        legal = "1.0: every connected node is asked as soon as it has replied"
+        fix = "leave it out; max_pace bounds how often a node is asked"
+        raise ConfigError("fraction_train", fraction_train, legal, fix)
+    if weighted_by_key is not None:
+        legal = "None: nothing that a client reports becomes a weight"
+        fix = "leave it out; weights='counts' or 'uniform' say what a node weighs"
+        raise ConfigError("weighted_by_key", weighted_by_key, legal, fix)
+
+
+def default_optimizer(reading: Reading) -> Optimizer:
+    """Return the server's step where none is given: FedAvg's, spread over the nodes' replies."""
+    if reading.payload != "model":
+        fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
+        raise ConfigError("optimizer", None, "an optimizer where replies are no models", fix)
+    return SGD(lr=1.0, per_node=True)
+
+
+def check_count(name: str, count: int | None) -> int | None:
+    """Return a positive whole number, or None."""
+    fix = "pass a positive number, or None"
+    return None if count is None else check_integer(name, count, low=1, fix=fix)
+
+
+def check_least(available: int | None, train: int | None, quorum: int | None) -> int:
+    """Return how many nodes must be connected before the first query; FedAvg takes 2."""
+    given = [
+        check_count("min_available_nodes", available),
+        check_count("min_train_nodes", train),
+    ]
+    return max((count for count in given if count is not None), default=quorum or 2)
+
+
+def check_stop(stop: object) -> EarlyStop | None:
+    """Return when to stop early, or None for not at all."""
+    if stop is not None and not isinstance(stop, EarlyStop):
+        fix = "pass for example EarlyStop('accuracy', at_least=0.95)"
+        raise ConfigError("early_stop", stop, "an EarlyStop or None", fix)
+    return stop
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -61,8 +61,7 @@ class ArrivalLoop:
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
         self._between = between
-        # A grid with a clock of its own computes where it is called: nothing there can hang.
-        self._pulls = Pulls(self._replies, threads=clock_of(grid)[0] is time.monotonic)
+        self._pulls = pulls_of(grid)
         self._round = 1
         self._network_fails = False
 
@@ -93,6 +92,10 @@ class ArrivalLoop:
             logger.info("Waiting %g seconds for %d nodes to come back.", seconds, len(away))
         while away.difference(self.look_who_is_there()) and self._clock() < deadline:
             self._sleep(min(1.0, 10 * self._poll_interval))
+
+    def pause(self) -> None:
+        """Wait as long as between two looks at the network."""
+        self._sleep(self._poll_interval)
 
     def play_round(self, server_round: int, target: int) -> bool:
         """Take replies in until `target` are accepted in all.
@@ -185,9 +188,6 @@ class ArrivalLoop:
         self._network_fails = False
         return replies
 
-    def _replies(self, message_id: str) -> list[Message]:
-        return list(self._grid.pull_messages([message_id]))
-
     def _all_shut(self) -> bool:
         statuses = {node.status for node in self.session.state.nodes.values()}
         return statuses == {Status.SHUT}
@@ -217,3 +217,13 @@ class ArrivalLoop:
             quorum(state),
             {reason.name: count for reason, count in state.reasons.items()} or "none",
         )
+
+
+def pulls_of(grid: Grid) -> Pulls[Message]:
+    """Return what pulls replies off a grid, one message at a time."""
+
+    def replies(message_id: str) -> list[Message]:
+        return list(grid.pull_messages([message_id]))
+
+    # A grid with a clock of its own computes where it is called: nothing there can hang.
+    return Pulls(replies, threads=clock_of(grid)[0] is time.monotonic)

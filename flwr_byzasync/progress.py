@@ -82,15 +82,10 @@ def _weights(state: ServerState) -> dict[int, float]:
     return {key: weights[node.row] for key, node in state.nodes.items() if node.row is not None}
 
 
-def weighted_metrics(state: ServerState) -> dict[str, float | list[float]]:
-    """Return the weighted median of each metric that nodes of most weight reported last.
-
-    A median, so that no liar can distort it; weighted as the rows are.
-    """
+def heard(state: ServerState) -> list[tuple[Metrics, float]]:
+    """Return what each node that has a row reported last, and what its row weighs."""
     held = _weights(state)
-    return median_metrics(
-        [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
-    )
+    return [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
 
 
 def median_metrics(heard: Sequence[tuple[Metrics, float]]) -> dict[str, float | list[float]]:
@@ -102,7 +97,8 @@ def median_metrics(heard: Sequence[tuple[Metrics, float]]) -> dict[str, float | 
         What each node reported, and its weight. Of a metric that is a list, the median of each
         of its numbers, over the lists of the length that most of the weight has.
     """
-    total, result = sum(weight for _, weight in heard), {}
+    total = sum(weight for _, weight in heard)
+    result: dict[str, float | list[float]] = {}
     for name in sorted({name for metrics, _ in heard for name in metrics}):
         told: dict[int, list[tuple[tuple[float, ...], float]]] = {}
         for metrics, weight in heard:

@@ -80,6 +80,20 @@ def decode_reply(
         return Rejected(Reason.UNREADABLE, type(error).__name__)
 
 
+def metrics_of(reply: Message) -> Metrics | None:
+    """Return the finite numbers in a reply's first MetricRecord; None if it has none.
+
+    Never raises, whatever the reply holds.
+    """
+    try:
+        if reply.has_error() or not reply.has_content():
+            return None
+        records = list(reply.content.metric_records.values())
+        return _metrics(records[0]) if records else None
+    except Exception:  # a record that breaks its own class
+        return None
+
+
 def has_norm(vector: Tensor) -> bool:
     """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
     # No comparison with NaN is true. The first pass is several times as fast in float32; where

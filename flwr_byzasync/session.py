@@ -8,8 +8,9 @@ import torch
 from flwr.app import ArrayRecord, Message, MessageType
 
 from flwr_byzasync import records
-from flwr_byzasync.errors import Reason
+from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.events import on_reply
+from flwr_byzasync.layout import Layout
 from flwr_byzasync.reading import Reading
 from flwr_byzasync.records import Wire
 from flwr_byzasync.replies import decode_reply, has_norm
@@ -111,6 +112,31 @@ class Session:
         """Return the whole model at the query point, in the user's order."""
         state = self.state
         return records.model_record(state.layout, state.iterates.x, state.buffers, state.counters)
+
+    def adopt(self, arrays: ArrayRecord) -> None:
+        """Take over a model that somebody changed: w moves as far as x does.
+
+        Raises
+        ------
+        ConfigError
+            If it is not of the model's names, shapes and dtypes, or not finite.
+        """
+        state, layout = self.state, self.state.layout
+        tensors = records.tensors_of(arrays)
+        given, wanted = Layout.of(tensors).entries, layout.whole.entries
+        if [(e.name, e.shape) for e in given] != [(e.name, e.shape) for e in wanted]:
+            legal, fix = "the model's arrays, in its order", "leave names and shapes as they were"
+            raise ConfigError("arrays", list(tensors), legal, fix)
+        x = layout.parameters.flatten(tensors, self.device)
+        if not has_norm(x):
+            raise ConfigError("arrays", "NaN or infinity", "finite", "leave the model finite")
+        iterates = replace(state.iterates, x=x, w=state.iterates.w + (x - state.iterates.x))
+        self.state = replace(
+            state,
+            iterates=iterates,
+            buffers=layout.buffers.flatten(tensors, self.device),
+            counters=layout.counters.flatten(tensors, self.device),
+        )
 
     def _log(self, node_id: int, rejected: Rejected) -> None:
         """Log a node's first fault of each kind, and that it is given up: a liar may not flood."""

@@ -39,8 +39,9 @@ class Position:
         What had been reached when that round began.
     connected : tuple of int
         Nodes that were connected.
-    train_metrics, evaluate_metrics : mapping
-        By round: what the nodes and what `evaluate_fn` told.
+    train_metrics, evaluate_metrics, node_metrics : mapping
+        By round: what the nodes told while they trained, what `evaluate_fn` told, and what nodes
+        found that the model is worth. Evaluations under way are not saved.
     run_id : int
         Flower's id of the `flwr run`: no other one is answered its messages.
     """
@@ -53,6 +54,7 @@ class Position:
     connected: tuple[int, ...] = ()
     train_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
     evaluate_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
+    node_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
     run_id: int = 0
 
 

@@ -3,44 +3,47 @@
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from logging import getLogger
-from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from flwr_byzasync import records
-from flwr_byzasync.aggregators import Aggregator
+from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian
 from flwr_byzasync.arguments import (
     check_call,
+    check_count,
     check_key,
+    check_least,
     check_names,
+    check_not_fedavg,
     check_parts,
     check_resume,
+    check_stop,
+    default_optimizer,
     usable_device,
 )
 from flwr_byzasync.checkpoint import Checkpoints
-from flwr_byzasync.errors import ConfigError, Reason, check_choice, check_integer, check_number
-from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
-from flwr_byzasync.loop import ArrivalLoop
+from flwr_byzasync.errors import ConfigError, check_integer, check_number
+from flwr_byzasync.evaluation import Evaluations, EvaluationSettings, MetricsFn
+from flwr_byzasync.loop import ArrivalLoop, pulls_of
 from flwr_byzasync.optimizers import Optimizer
-from flwr_byzasync.progress import Statistics, statistics, weighted_metrics
+from flwr_byzasync.progress import Statistics, statistics
+from flwr_byzasync.reading import Reading
 from flwr_byzasync.records import Wire
-from flwr_byzasync.session import Session
+from flwr_byzasync.rounds import RoundHooks
 from flwr_byzasync.simulation import clock_of
-from flwr_byzasync.snapshot import identity_of
-from flwr_byzasync.state import Policy, Rejected, begin
-from flwr_byzasync.training import EvaluateFn, Training
+from flwr_byzasync.snapshot import described, identity_of
+from flwr_byzasync.state import Policy
+from flwr_byzasync.stopping import EarlyStop
+from flwr_byzasync.training import EvaluateFn, RoundEnd, RoundEndFn, Training
 from flwr_byzasync.weights import WeightPolicy, weighting
 
 logger = getLogger("flwr")
 
-PAYLOADS = ("momentum",)
-"""What a reply can be: the vector of our own client, momentum or μ² applied on the node."""
 
-
-class AsyncRobust(Strategy):
+class AsyncRobust(RoundHooks):
     """Asynchronous Byzantine-robust training: every accepted reply makes a step.
 
     Each accepted reply replaces that node's row, is counted, and all rows are aggregated with
@@ -147,14 +150,18 @@ class AsyncRobust(Strategy):
 
     def __init__(
         self,
-        aggregator: Aggregator,
-        optimizer: Optimizer,
+        aggregator: Aggregator | None = None,
+        optimizer: Optimizer | None = None,
         *,
         min_nodes: int | None = None,
         min_available_nodes: int | None = None,
+        min_train_nodes: int | None = None,
         updates_per_round: int | None = None,
         buffers: Iterable[str] = (),
         payload: str | None = None,
+        correction: str = "client",
+        momentum: float = 0.0,
+        beta: float | None = 0.25,
         weights: str | WeightPolicy = "counts",
         max_share: float | None = None,
         max_pace: float | None = None,
@@ -165,14 +172,33 @@ class AsyncRobust(Strategy):
         min_reply_timeout: float = 60.0,
         poll_interval: float = 0.1,
         device: str | torch.device = "cpu",
+        fraction_evaluate: float | None = None,
+        min_evaluate_nodes: int = 2,
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        early_stop: EarlyStop | None = None,
+        on_round_end: RoundEndFn | None = None,
         checkpoints: Checkpoints | None = None,
         resume: bool = False,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
+        fraction_train: float = 1.0,
+        weighted_by_key: None = None,
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        check_parts(aggregator, optimizer)
+        super().__init__()
+        check_not_fedavg(fraction_train, weighted_by_key)
+        drop_in = payload == "model" or (payload is None and optimizer is None)
+        self.reading = Reading(
+            ("model" if drop_in else "momentum") if payload is None else payload,
+            correction,
+            momentum,
+            beta,
+        )
+        self.aggregator = CTMA(CoordinateWiseMedian(), 0.45) if aggregator is None else aggregator
+        self.optimizer = default_optimizer(self.reading) if optimizer is None else optimizer
+        check_parts(self.aggregator, self.optimizer)
         self.policy = Policy(
             min_nodes,
             shut_after,
@@ -181,37 +207,36 @@ class AsyncRobust(Strategy):
             below_min_nodes,
             lost_rows,
             max_pace,
+            self.reading,
         )
-        fix = "pass a positive number, or None"
-        for name, count in (
-            ("min_available_nodes", min_available_nodes),
-            ("updates_per_round", updates_per_round),
-        ):
-            if count is not None:
-                check_integer(name, count, low=1, fix=fix)
-        fix = "pass a time in seconds"
-        check_number("poll_interval", poll_interval, low=0, closed="neither", fix=fix)
-        self.aggregator, self.optimizer = aggregator, optimizer
         self.weights = weighting(weights, max_share)
-        self.min_available_nodes = min_available_nodes or min_nodes or 2
-        self.updates_per_round = updates_per_round
+        self.min_available_nodes = check_least(min_available_nodes, min_train_nodes, min_nodes)
+        self.updates_per_round = check_count("updates_per_round", updates_per_round)
         self.buffers = check_names("buffers", buffers)
-        self.poll_interval = float(poll_interval)
+        fix = "pass a time in seconds"
+        self.poll_interval = check_number(
+            "poll_interval", poll_interval, low=0, closed="neither", fix=fix
+        )
         self.device = usable_device(device)
-        taken = (records.BUFFERS, records.METRICS)
-        fix = "leave it out or pass 'momentum'"
+        fraction = float(drop_in) if fraction_evaluate is None else fraction_evaluate
+        self.evaluation = EvaluationSettings(fraction, min_evaluate_nodes, evaluate_metrics_aggr_fn)
+        for name, call in (
+            ("train_metrics_aggr_fn", train_metrics_aggr_fn),
+            ("on_round_end", on_round_end),
+            ("clock", clock),
+            ("sleep", sleep),
+        ):
+            check_call(name, call)
+        self.train_metrics_aggr_fn, self.on_round_end = train_metrics_aggr_fn, on_round_end
+        self.early_stop = check_stop(early_stop)
+        taken = (records.BUFFERS, records.BEFORE, records.METRICS)
         self._wire = Wire(
-            check_choice("payload", PAYLOADS[0] if payload is None else payload, PAYLOADS, fix=fix),
+            self.reading.payload,
             check_key("arrayrecord_key", arrayrecord_key, taken),
             check_key("configrecord_key", configrecord_key, (*taken, arrayrecord_key)),
         )
         self.checkpoints, self.resume = check_resume(checkpoints, resume)
-        check_call("clock", clock)
-        check_call("sleep", sleep)
         self._clock, self._sleep = clock, sleep
-        self._session: Session | None = None
-        self._handed_out: list[tuple[int, int, Message]] = []
-        self._returned: ArrayRecord | None = None
 
     def summary(self) -> None:
         """Log the settings, as a tree."""
@@ -231,6 +256,9 @@ class AsyncRobust(Strategy):
         logger.info("\t│\t├── Most replies of one node: %s", _pace(policy.max_pace))
         logger.info("\t│\t├── Message time limit: %g s at most", policy.reply_timeout)
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
+        evaluation = self.evaluation
+        logger.info("\t├──> Evaluation by nodes: fraction (%.2f)", evaluation.fraction)
+        logger.info("\t│\t└── Minimum nodes: %d", evaluation.least)
         logger.info("\t├──> Checkpoints: %s", self.checkpoints)
         logger.info("\t└──> Messages:")
         logger.info("\t\t├── Payload: '%s'", self._wire.payload)
@@ -292,11 +320,7 @@ class AsyncRobust(Strategy):
         """
         check_integer("num_rounds", num_rounds, low=1, fix="pass for example num_rounds=20")
         check_number("timeout", timeout, low=0, closed="neither", fix="pass a time in seconds")
-        del evaluate_config
-        if train_config is not None and not isinstance(train_config, ConfigRecord):
-            fix = "pass for example ConfigRecord({'lr': 0.1})"
-            raise ConfigError("train_config", train_config, "a ConfigRecord or None", fix)
-        config = {} if train_config is None else dict(train_config)
+        configs = check_configs(train_config, evaluate_config)
         session = self._begin(initial_arrays, grid)
         layout = session.state.layout
         logger.info("Starting %s strategy:", type(self).__name__)
@@ -304,119 +328,68 @@ class AsyncRobust(Strategy):
         logger.info("\t├── Parameters: %d", layout.parameters.size)
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
-        result = Result(arrays=initial_arrays)
-        identity = identity_of(session.state, self.aggregator, self._wire.payload)
-        run_id = _run_id(grid)
+        result, began = Result(arrays=initial_arrays), session.clock()
         training = Training(
-            session, result, num_rounds, evaluate_fn, self.checkpoints, identity, run_id
+            session,
+            result,
+            num_rounds,
+            RoundEnd(self._end_round, evaluate_fn, self.on_round_end, self.early_stop),
+            self.checkpoints,
+            identity_of(session.state, self.aggregator, described(self.reading)),
+            _run_id(grid),
         )
         if self.checkpoints is not None:
             self.checkpoints.prepare()
-        with self.checkpoints.claim() if self.checkpoints else nullcontext():
-            training.recover(self.resume)
-            self._train(training, grid, config, timeout)
+        self._arrivals = True
+        try:
+            with self.checkpoints.claim() if self.checkpoints else nullcontext():
+                training.recover(self.resume)
+                self._train(training, grid, configs, timeout)
+        finally:
+            self._arrivals = False
+        logger.info("Strategy execution finished in %.2fs", session.clock() - began)
+        logger.info("Final results:")
+        for line in str(result).splitlines():
+            logger.info("\t%s", line)
         return result
 
     def _train(
-        self, training: Training, grid: Grid, config: dict[str, Any], timeout: float
+        self,
+        training: Training,
+        grid: Grid,
+        configs: tuple[ConfigRecord, ConfigRecord],
+        timeout: float,
     ) -> None:
         session = self._session
         assert session is not None
         sleep = self._sleep or clock_of(grid)[1]
         loop = ArrivalLoop(
-            session, grid, config, timeout, sleep, self.poll_interval, training.between
+            session, grid, dict(configs[0]), timeout, sleep, self.poll_interval, training.between
         )
-        training.play(loop, self.min_available_nodes, self.updates_per_round)
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Make one query for every connected node, for Flower's synchronous loop.
-
-        The round hooks feed the same state as `start`, so the strategy also runs under
-        ``Strategy.start``.
-
-        Raises
-        ------
-        ConfigError
-            If the model is not the one that `aggregate_train` returned: whoever changed it in
-            between, a wrapper that adds noise for example, would change nothing. Or if there
-            are `checkpoints`: only `start` writes them.
-        """
-        if self.checkpoints is not None:
-            legal = "None under Flower's synchronous loop, which is not written down"
-            raise ConfigError("checkpoints", self.checkpoints, legal, "call start, or leave it out")
-        session = self._session
-        if session is None or server_round == 1:
-            session = self._begin(arrays, grid)
-        elif arrays is not self._returned:
-            legal = "the very record that aggregate_train returned"
-            fix = "do not wrap this strategy in one that changes the model between rounds"
-            raise ConfigError("arrays", type(arrays), legal, fix)
-        connected = tuple(grid.get_node_ids())
-        session.state = on_connected(session.state, connected)
-        self._handed_out = []
-        for node_id in due_nodes(session.state, connected, session.clock(), at_once=True):
-            query = session.state.queries + len(self._handed_out)
-            message = session.query(node_id, query, server_round, dict(config))
-            self._handed_out.append((node_id, query, message))
-        return [message for _, _, message in self._handed_out]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take the replies in, one step each; a node that did not reply has made a fault."""
-        del server_round
-        session = self._session
-        if session is None:
-            return None, None
-        now = session.clock()
-        for node_id, query, message in self._handed_out:
-            message_id = message.metadata.message_id
-            if message_id:
-                session.state = on_sent(session.state, node_id, message_id, query, now)
-            else:
-                session.state = on_unsent(session.state, node_id, now)
-        self._handed_out = []
-        for reply in replies:
-            session.receive(reply.metadata.reply_to_message_id, reply)
-        for message_id in list(session.state.book):
-            session.settle(message_id, Rejected(Reason.EXPIRED))
-        metrics = weighted_metrics(session.state)
-        self._returned = session.arrays()
-        return self._returned, MetricRecord(dict(metrics)) if metrics else None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return no messages: evaluation is central, by `evaluate_fn`."""
-        del server_round, arrays, config, grid
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return None: no node was asked to evaluate."""
-        del server_round, replies
-        return None
-
-    def _begin(self, initial_arrays: ArrayRecord, grid: Grid) -> Session:
-        if not isinstance(initial_arrays, ArrayRecord):
-            fix = "pass for example ArrayRecord(model.state_dict())"
-            raise ConfigError("initial_arrays", type(initial_arrays), "an ArrayRecord", fix)
-        tensors = records.tensors_of(initial_arrays)
-        state = begin(
-            tensors,
-            self.buffers,
-            self.aggregator,
-            self.optimizer,
-            self.policy,
-            self.device,
-            self.weights,
+        evaluations = Evaluations(
+            self.evaluation,
+            grid,
+            configs[1],
+            self._wire,
+            session.clock,
+            self.policy.reply_timeout,
+            training.on_evaluated,
+            pulls_of(grid),
+            self.poll_interval,
         )
-        clock = self._clock or clock_of(grid)[0]
-        self._session = Session(state, self._wire, self.device, clock)
-        return self._session
+        training.play(loop, evaluations, self.min_available_nodes, self.updates_per_round)
+
+
+def check_configs(
+    train_config: ConfigRecord | None, evaluate_config: ConfigRecord | None
+) -> tuple[ConfigRecord, ConfigRecord]:
+    """Return what is sent with queries and with questions."""
+    given = {"train_config": train_config, "evaluate_config": evaluate_config}
+    for name, config in given.items():
+        if config is not None and not isinstance(config, ConfigRecord):
+            fix = "pass for example ConfigRecord({'lr': 0.1})"
+            raise ConfigError(name, config, "a ConfigRecord or None", fix)
+    return train_config or ConfigRecord(), evaluate_config or ConfigRecord()
 
 
 def _run_id(grid: Grid) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import Result
 from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.codec import MisfitError
 from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.evaluation import Evaluations
 from flwr_byzasync.loop import ArrivalLoop
-from flwr_byzasync.progress import mark, round_line, weighted_metrics
+from flwr_byzasync.progress import mark, round_line
 from flwr_byzasync.session import Session
 from flwr_byzasync.signals import Signals
 from flwr_byzasync.snapshot import (
@@ -25,6 +26,7 @@ from flwr_byzasync.snapshot import (
     without_absent,
 )
 from flwr_byzasync.state import Rejected
+from flwr_byzasync.stopping import EarlyStop
 
 logger = getLogger("flwr")
 
@@ -33,6 +35,29 @@ RETURN_SECONDS = 120.0
 killed is refused by its SuperLink for a minute."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+RoundEndFn = Callable[[int, ArrayRecord, MetricRecord | None], None]
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """What happens at the end of a round.
+
+    Parameters
+    ----------
+    aggregate : callable
+        ``round -> (model, what nodes reported)``.
+    evaluate_fn : callable or None
+        ``(round, arrays) -> MetricRecord or None``.
+    callback : callable or None
+        ``(round, arrays, metrics of evaluate_fn) -> None``.
+    early_stop : EarlyStop or None
+        Whether it was the last.
+    """
+
+    aggregate: Callable[[int], tuple[ArrayRecord, MetricRecord | None]]
+    evaluate_fn: EvaluateFn | None = None
+    callback: RoundEndFn | None = None
+    early_stop: EarlyStop | None = None
 
 
 class Training:
@@ -46,8 +71,8 @@ class Training:
         Filled round by round.
     num_rounds : int
         Rounds of the whole run.
-    evaluate_fn : callable or None
-        ``(round, arrays) -> MetricRecord or None``.
+    end : RoundEnd
+        What happens at the end of a round.
     checkpoints : Checkpoints or None
         Where the run is written down.
     identity : mapping of str to str
@@ -61,19 +86,20 @@ class Training:
         session: Session,
         result: Result,
         num_rounds: int,
-        evaluate_fn: EvaluateFn | None,
+        end: RoundEnd,
         checkpoints: Checkpoints | None,
         identity: Mapping[str, str],
         run_id: int,
     ) -> None:
         self._session, self._result, self._num_rounds = session, result, num_rounds
-        self._evaluate_fn, self._checkpoints = evaluate_fn, checkpoints
+        self._end, self._checkpoints = end, checkpoints
         self._identity, self._run_id = identity, run_id
         now = session.clock()
         self._position = Position(now, 0.0, 1, 0, mark(session.state, now), run_id=run_id)
         self._began = self._written = now
         self._signals = Signals()
         self._loop: ArrivalLoop | None = None
+        self._evaluations: Evaluations | None = None
 
     def recover(self, resume: bool) -> None:
         """Prepare the folder of checkpoints, and go on from the newest whole one if asked to.
@@ -113,19 +139,24 @@ class Training:
             raise ConfigError("folder", str(self._checkpoints.folder), legal, fix)
         self._state_can_be_written()
 
-    def play(self, loop: ArrivalLoop, wanted: int, size: int | None) -> None:
+    def play(
+        self, loop: ArrivalLoop, evaluations: Evaluations, wanted: int, size: int | None
+    ) -> None:
         """Play what is left of the run, with `size` accepted replies in a round.
 
         Parameters
         ----------
         loop : ArrivalLoop
             Over the session; it calls `between`.
+        evaluations : Evaluations
+            By nodes; they tell `on_evaluated`.
         wanted : int
             Nodes to wait for before anything is sent.
         size : int or None
             None: as many as nodes are connected at the start.
         """
-        self._loop, fresh = loop, self._position.size == 0
+        self._loop, self._evaluations = loop, evaluations
+        fresh = self._position.size == 0
         if fresh:
             self._evaluate(0)
         if self._position.server_round > self._num_rounds or not self._gather(wanted):
@@ -138,9 +169,16 @@ class Training:
         with self._signals if self._checkpoints else nullcontext():
             while self._position.server_round <= self._num_rounds and self._play_round(loop):
                 pass
+            self._wait_for_evaluations(loop, evaluations)
+
+    def on_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
+        """Take note of what nodes found that a round's model is worth."""
+        self._result.evaluate_metrics_clientapp[server_round] = metrics
 
     def between(self) -> None:
         """Write the run down if it is time to, or a signal is waiting, which then goes on."""
+        if self._evaluations is not None and self._loop is not None:
+            self._evaluations.take_in(self._loop.connected)
         every = None if self._checkpoints is None else self._checkpoints.every_seconds
         late = every is not None and self._session.clock() - self._written >= every
         if late or self._signals.pending:
@@ -148,24 +186,46 @@ class Training:
         self._signals.hand_on()
 
     def _play_round(self, loop: ArrivalLoop) -> bool:
+        """Play one round; False if it was the last one that there is to play."""
         session, position = self._session, self._position
         done = position.server_round
         complete = loop.play_round(done, position.mark.accepted + position.size)
         self._result.arrays = session.arrays()
-        if complete:
-            metrics = weighted_metrics(session.state)
-            if metrics:
-                self._result.train_metrics_clientapp[done] = MetricRecord(dict(metrics))
-            central = self._evaluate(done)
-            now = session.clock()
-            line = round_line(done, self._num_rounds, position.mark, session.state, central, now)
-            logger.info("%s", line)
-            self._note(server_round=done + 1, mark=mark(session.state, now))
+        enough = self._finish_round(loop, done) if complete else None
         every = None if self._checkpoints is None else self._checkpoints.every_rounds
-        if not complete or done == self._num_rounds or (every and done % every == 0):
+        if not complete or enough or done == self._num_rounds or (every and done % every == 0):
             self._write()
         self.between()
-        return complete
+        return complete and not enough
+
+    def _finish_round(self, loop: ArrivalLoop, done: int) -> str | None:
+        """Evaluate, tell and log a complete round; return why it may be the last, if it may."""
+        session, position, end = self._session, self._position, self._end
+        with self._nobody_is_late():
+            self._result.arrays, metrics = end.aggregate(done)
+        if metrics:
+            self._result.train_metrics_clientapp[done] = metrics
+        central = self._evaluate(done)
+        if self._evaluations is not None:
+            self._evaluations.begin(done, self._result.arrays, loop.connected)
+        now = session.clock()
+        line = round_line(done, self._num_rounds, position.mark, session.state, central, now)
+        logger.info("%s", line)
+        if end.callback is not None:
+            with self._nobody_is_late():
+                end.callback(done, self._result.arrays, central)
+        self._note(server_round=done + 1, mark=mark(session.state, session.clock()))
+        elapsed = session.clock() - self._began
+        enough = end.early_stop and end.early_stop.reached(central, elapsed)
+        if enough:
+            logger.info("The run ends after round %d: %s.", done, enough)
+        return enough or None
+
+    def _wait_for_evaluations(self, loop: ArrivalLoop, evaluations: Evaluations) -> None:
+        while evaluations.under_way:
+            loop.pause()
+            evaluations.take_in(loop.look_who_is_there())
+            self._signals.hand_on()
 
     def _gather(self, wanted: int) -> bool:
         """Wait for nodes; where a run goes on among others, forget those that are not there.
@@ -191,10 +251,10 @@ class Training:
         return True
 
     def _evaluate(self, server_round: int) -> MetricRecord | None:
-        if self._evaluate_fn is None:
+        if self._end.evaluate_fn is None:
             return None
         with self._nobody_is_late():
-            metrics = self._evaluate_fn(server_round, self._result.arrays)
+            metrics = self._end.evaluate_fn(server_round, self._result.arrays)
         if metrics is not None:
             self._result.evaluate_metrics_serverapp[server_round] = metrics
         return metrics
@@ -224,6 +284,7 @@ class Training:
         for told, restored in (
             (self._position.train_metrics, result.train_metrics_clientapp),
             (self._position.evaluate_metrics, result.evaluate_metrics_serverapp),
+            (self._position.node_metrics, result.evaluate_metrics_clientapp),
         ):
             restored |= {key: MetricRecord(dict(metrics)) for key, metrics in told.items()}
 
@@ -235,6 +296,7 @@ class Training:
             connected=(self._loop and self._loop.connected) or self._position.connected,
             train_metrics={k: dict(v) for k, v in result.train_metrics_clientapp.items()},
             evaluate_metrics={k: dict(v) for k, v in result.evaluate_metrics_serverapp.items()},
+            node_metrics={k: dict(v) for k, v in result.evaluate_metrics_clientapp.items()},
         )
         return dump(self._session.state, self._position, self._identity)
 

@@ -299,8 +299,8 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("poll_interval", 0.0), ("poll_interval", float("nan")), ("poll_interval", None),
         ("payload", 3), ("buffers", (1, 2)), ("buffers", None), ("device", 3.5),
         ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
-        ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", None),
-        ("optimizer", None), ("optimizer", "sgd"),
+        ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", 3),
+        ("optimizer", SGD), ("optimizer", "sgd"),
     ],
 )  # fmt: skip
 def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(

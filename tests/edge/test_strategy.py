@@ -1,6 +1,7 @@
 """The arrival loop on a fake grid and a fake clock."""
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -360,16 +361,35 @@ def test_a_node_that_connects_first_does_not_start_alone() -> None:
     assert float(final(result).norm()) < float(START["w"].norm())
 
 
-def test_a_wrapper_that_changes_the_model_between_rounds_is_refused() -> None:
+def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
     clock = FakeClock()
-    strategy = strategy_on(clock)
+    strategy = strategy_on(clock, optimizer=AnyTimeSGD(0.1, gamma=0.5))
     grid = grid_of(clock, honest, honest)
     strategy.configure_train(1, ArrayRecord(START), ConfigRecord(), grid)
     arrays, _ = strategy.aggregate_train(1, [])
     assert arrays is not None
     strategy.configure_train(2, arrays, ConfigRecord(), grid)
-    with pytest.raises(ConfigError, match=r"^arrays=.* do not wrap this strategy"):
-        strategy.configure_train(3, ArrayRecord(START), ConfigRecord(), grid)
+    assert strategy._session is not None
+    before = strategy._session.state.iterates
+    noisy = {"w": before.x + torch.tensor([0.5, 0.25])}
+    strategy._session.state = replace(strategy._session.state, book={}, nodes={})
+    queries = list(strategy.configure_train(3, ArrayRecord(noisy), ConfigRecord(), grid))
+    assert queries and all(
+        torch.equal(q.content["arrays"].to_torch_state_dict()["w"], noisy["w"])  # type: ignore[union-attr]
+        for q in queries
+    )
+    after = strategy._session.state.iterates
+    assert torch.equal(after.w - before.w, after.x - before.x) and after.step == before.step
+
+
+@pytest.mark.parametrize("given", [{"v": torch.zeros(2)}, {"w": torch.full((2,), torch.nan)}])
+def test_a_model_of_other_names_or_no_numbers_is_not_taken_over(given: dict[str, Any]) -> None:
+    clock = FakeClock()
+    strategy = strategy_on(clock)
+    grid = grid_of(clock, honest, honest)
+    strategy.configure_train(1, ArrayRecord(START), ConfigRecord(), grid)
+    with pytest.raises(ConfigError, match=r"^arrays="):
+        strategy.configure_train(2, ArrayRecord(given), ConfigRecord(), grid)
 
 
 def test_a_query_that_the_network_refuses_is_counted_and_sent_later() -> None:

@@ -1,0 +1,249 @@
+"""Federated evaluation: some nodes are asked how good the model is, while all go on training."""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from flwr_byzasync.errors import ConfigError, check_integer, check_number
+from flwr_byzasync.progress import median_metrics
+from flwr_byzasync.pulls import Pulls
+from flwr_byzasync.records import METRICS, ROUND, Wire
+from flwr_byzasync.replies import metrics_of
+from flwr_byzasync.state import Metrics
+
+logger = getLogger("flwr")
+
+CLAIMED = "num-examples"
+"""What Flower weights metrics by. A node says it, so here it is a metric like others."""
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
+
+
+def aggregated(
+    heard: Sequence[tuple[Metrics, float]], function: MetricsFn | None
+) -> MetricRecord | None:
+    """Return the metrics of several nodes as one record.
+
+    Parameters
+    ----------
+    heard : sequence of (mapping, float)
+        Finite numbers that each node reported, and its weight.
+    function : callable or None
+        As Flower's strategies take it, ``(records, "num-examples") -> MetricRecord``; None for
+        the weighted median, which fewer than half of the weight cannot move beyond the others.
+
+    Returns
+    -------
+    MetricRecord or None
+        None if nothing was reported, or the function raised, which is logged.
+    """
+    heard = [(metrics, weight) for metrics, weight in heard if metrics or function is None]
+    if not heard:
+        return None
+    if function is None:
+        medians = median_metrics(heard)
+        return MetricRecord(dict(medians)) if medians else None
+    contents = [RecordDict({METRICS: _record(metrics)}) for metrics, _ in heard]
+    try:
+        return function(contents, CLAIMED)
+    except Exception as error:
+        # What a node leaves out may break the function: that must not end a run.
+        logger.warning("The function that aggregates metrics raised %r.", error)
+        return None
+
+
+def mean_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Return the mean of each metric over the nodes that report it, each node counting once.
+
+    To be passed as `train_metrics_aggr_fn` or `evaluate_metrics_aggr_fn`. One liar moves it
+    anywhere.
+    """
+    del weighted_by_key
+    told: dict[str, list[float]] = {}
+    for content in contents:
+        for name, value in content.metric_records[METRICS].items():
+            if not isinstance(value, list):
+                told.setdefault(name, []).append(float(value))
+    return MetricRecord({name: sum(values) / len(values) for name, values in told.items()})
+
+
+def _record(metrics: Metrics) -> MetricRecord:
+    return MetricRecord({k: list(v) if isinstance(v, tuple) else v for k, v in metrics.items()})
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Who is asked to evaluate, and what is made of the answers.
+
+    Parameters
+    ----------
+    fraction : float
+        Share of the connected nodes in [0, 1]; 0 asks nobody.
+    least : int
+        Nodes that are asked at least, >= 0; nobody is if fewer are connected.
+    function : callable or None
+        See `aggregated`.
+    config : mapping
+        Sent with each question.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    fraction: float = 0.0
+    least: int = 2
+    function: MetricsFn | None = None
+
+    def __post_init__(self) -> None:
+        fix = "pass for example fraction_evaluate=0.5, or 0.0 for no evaluation by nodes"
+        check_number("fraction_evaluate", self.fraction, low=0, high=1, fix=fix)
+        fix = "pass for example min_evaluate_nodes=2"
+        check_integer("min_evaluate_nodes", self.least, low=0, fix=fix)
+        if self.function is not None and not callable(self.function):
+            legal, fix = "a function, or None for the weighted median", "leave it out"
+            raise ConfigError("evaluate_metrics_aggr_fn", self.function, legal, fix)
+
+    def questions(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        connected: Collection[int],
+        wire: Wire,
+        busy: Collection[int] = (),
+    ) -> list[Message]:
+        """Return the messages of one round's evaluation, to nodes drawn by its number.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        arrays : ArrayRecord
+            The whole model.
+        config : ConfigRecord
+            The user's; copied.
+        connected, busy : collection of int
+            Who is there, and who is not to be asked.
+        wire : Wire
+            How messages look.
+        """
+        here = list(connected)
+        count = max(int(len(here) * self.fraction), self.least)
+        if not self.fraction or count > len(here):
+            return []
+        chosen = random.Random(server_round).sample(here, count)
+        messages = []
+        for node_id in chosen:
+            if node_id not in busy:
+                content = RecordDict({wire.arrayrecord_key: arrays})
+                content[wire.configrecord_key] = ConfigRecord({**config, ROUND: server_round})
+                kind = MessageType.EVALUATE
+                messages.append(Message(content, dst_node_id=node_id, message_type=kind))
+        return messages
+
+    def result(self, replies: Iterable[Message]) -> tuple[MetricRecord | None, int]:
+        """Return the metrics of some replies as one, and how many could be used.
+
+        Every node counts once: what it says of its number of examples is not believed.
+        """
+        told = [metrics for metrics in map(metrics_of, replies) if metrics is not None]
+        return aggregated([(metrics, 1.0) for metrics in told], self.function), len(told)
+
+
+@dataclass
+class Evaluations:
+    """The evaluations of one run that are under way.
+
+    Parameters
+    ----------
+    settings : EvaluationSettings
+        Who is asked.
+    grid : Grid
+        The network; whatever it raises is survived.
+    config : ConfigRecord
+        Sent with each question.
+    wire : Wire
+        How messages look.
+    clock : callable
+        Seconds of a monotonic clock.
+    limit : float
+        Seconds after which nobody is waited for.
+    report : callable
+        ``(round, MetricRecord)``, called when a round's answers are complete.
+    pulls : Pulls
+        Of their own: one that hangs holds up no reply to a query.
+    every : float
+        Seconds between two looks at the answers.
+    """
+
+    settings: EvaluationSettings
+    grid: Grid
+    config: ConfigRecord
+    wire: Wire
+    clock: Callable[[], float]
+    limit: float
+    report: Callable[[int, MetricRecord], None]
+    pulls: Pulls[Message]
+    every: float = 0.1
+    _looked: float = float("-inf")
+    _asked: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    _heard: dict[int, list[Message]] = field(default_factory=dict)
+    _given_up: bool = False
+
+    def begin(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
+        """Ask some nodes how good the model is after a round."""
+        if self._given_up:
+            return
+        busy = {node_id for _, node_id, _ in self._asked.values()}
+        for message in self.settings.questions(
+            server_round, arrays, self.config, connected, self.wire, busy
+        ):
+            try:
+                sent = [key for key in self.grid.push_messages([message]) if key]
+            except Exception:
+                continue
+            if sent:
+                self._asked[str(sent[0])] = server_round, message.metadata.dst_node_id, self.clock()
+                self._heard.setdefault(server_round, [])
+
+    def take_in(self, connected: Collection[int]) -> None:
+        """Take in the answers that are there; whoever left or is late is not waited for."""
+        if not self._heard or self.clock() < self._looked + self.every:
+            return
+        self._looked = self.clock()
+        self.pulls.begin_pass(self._asked)
+        for message_id, (server_round, node_id, since) in list(self._asked.items()):
+            try:
+                replies = self.pulls.look(message_id, node_id) or []
+            except Exception:
+                replies = []
+            gone = node_id not in connected or self.clock() - since > self.limit
+            if replies or gone:
+                del self._asked[message_id]
+                self._heard[server_round] += replies[:1]
+        waited_for = {server_round for server_round, _, _ in self._asked.values()}
+        for server_round in [r for r in self._heard if r not in waited_for]:
+            self._close(server_round, self._heard.pop(server_round))
+
+    @property
+    def under_way(self) -> bool:
+        """Whether somebody has not answered yet."""
+        return bool(self._asked)
+
+    def _close(self, server_round: int, replies: list[Message]) -> None:
+        metrics, used = self.settings.result(replies)
+        if metrics is not None:
+            logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, used, dict(metrics))
+            self.report(server_round, metrics)
+        elif replies and not used:
+            self._given_up = True
+            logger.warning(
+                "No node could evaluate the model in round %d: none is asked again. Register an "
+                "evaluate function in the ClientApp, or pass fraction_evaluate=0.0.",
+                server_round,
+            )
