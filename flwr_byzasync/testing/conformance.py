@@ -168,15 +168,15 @@ def check_laws(claim: Claim, search: settings) -> None:
     rough = [LAWS[law] for law in Law if law in claim.laws - EXACT]
 
     def on_exact_rows(trial: Trial) -> None:
-        for check in (*ALWAYS.values(), *exact):
+        for check in (ALWAYS["ABSENT"], ALWAYS["WEIGHT_DTYPES"], *exact):
             check(claim, trial)
 
     def on_any_rows(trial: Trial) -> None:
         for check in (ALWAYS["UNWRITTEN"], *rough):
             check(claim, trial)
 
-    _run(search, trials("integers", max_rows=most, trusted=claim.trusted), on_exact_rows)
     _run(search, trials(*KINDS, max_rows=most, trusted=claim.trusted), on_any_rows)
+    _run(search, trials("integers", max_rows=most, trusted=claim.trusted), on_exact_rows)
 
 
 def check_bound(claim: Claim, limit: Fraction, search: settings) -> None:

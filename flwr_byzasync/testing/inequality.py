@@ -140,16 +140,20 @@ def worst(
     for sets in _chunks(admissible(weights, lam, trusted)):
         share = sets * s
         share = share / share.sum(axis=1, keepdims=True)
-        centre = share @ x
-        squares = ((x[None] - centre[:, None]) ** 2).sum(axis=2)
+        # From a row of G, so that rows of G that agree have ρ = 0 to the bit.
+        start = x[sets.argmax(axis=1)]
+        offset = x[None] - start[:, None]
+        mean = np.einsum("km,kmd->kd", share, offset)
+        squares = ((offset - mean[:, None]) ** 2).sum(axis=2)
         rho = np.sqrt((share * squares).sum(axis=1))
-        distance = np.sqrt(((a - centre) ** 2).sum(axis=1))
+        distance = np.sqrt(((a - start - mean) ** 2).sum(axis=1))
         largest = (sets * np.sqrt((x**2).sum(axis=1))).max(axis=1)
         ratio = _ratio(distance, rho, tolerance * largest)
         i = int(ratio.argmax())
         if ratio[i] > found.ratio:
-            honest, mean = tuple(np.flatnonzero(sets[i]).tolist()), tuple(map(float, centre[i]))
-            found = Worst(float(ratio[i]), honest, mean, float(distance[i]), float(rho[i]))
+            honest, centre = np.flatnonzero(sets[i]).tolist(), map(float, start[i] + mean[i])
+            seen = float(ratio[i]), tuple(honest), tuple(centre)
+            found = Worst(*seen, float(distance[i]), float(rho[i]))
     return found if found.honest else Worst(0.0, (), (), 0.0, 0.0)
 
 
