@@ -18,7 +18,7 @@ from flwr_byzasync.state import Metrics
 logger = getLogger("flwr")
 
 CLAIMED = "num-examples"
-"""What Flower weights metrics by. A node says it, so here it is a metric like others."""
+"""What Flower weights metrics by, and leaves out of them. A node says it, so nothing is."""
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
@@ -45,6 +45,7 @@ def aggregated(
         return None
     if function is None:
         medians = median_metrics(heard)
+        medians.pop(CLAIMED, None)
         return MetricRecord(dict(medians)) if medians else None
     contents = [RecordDict({METRICS: _record(metrics)}) for metrics, _ in heard]
     try:
