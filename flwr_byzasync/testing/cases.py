@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -280,6 +281,38 @@ def shares(
     return draw(st.sampled_from([limit, *exact, *usual]))
 
 
+def _thresholds(share: Fraction) -> tuple[Fraction, ...]:
+    return Fraction(1, 2), share, 1 - share, 2 * share
+
+
+def _cells(share: Fraction, first: Fraction, hair: int, in_first: int) -> list[int]:
+    """Weights of the honest in two places, then of the liars there: none, all or half first."""
+    unit = 2 * FINE * share.denominator
+    liars = int(share * unit)
+    near = (0, liars, liars // 2)[in_first]
+    honest = int(first * unit) + hair - near
+    return [max(0, w) for w in (honest, unit - honest - liars, near, liars - near)]
+
+
+def witnesses(share: Fraction) -> list[Attack]:
+    """Return what constants that are too small for a median or for trimming are refuted by.
+
+    Two points, and each threshold missed by a hair; and a liar on one side a little nearer than
+    honest rows on the other, for which it is kept and they are not.
+    """
+    found = []
+    for first, hair, in_first in product(_thresholds(share), (1, -1), (0, 1, 2)):
+        weights = torch.tensor(_cells(share, first, hair, in_first))
+        rows = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64)
+        used = weights > 0
+        found.append(Attack(Weighted(rows[used], weights[used]), share))
+    unit, lam = 2 * FINE * share.denominator, float(share)
+    rows = torch.tensor([[0.0], [2 * lam], [1.0], [-1.0 + 1e-6]], dtype=torch.float64)
+    middle, liars = int((Fraction(1, 2) - share) * unit), int(share * unit)
+    weights = torch.tensor([middle + 1, middle - 1, liars, liars])
+    return [*found, Attack(Weighted(rows, weights), share)]
+
+
 @st.composite
 def adversarial_rows(
     draw: st.DrawFn, share: Fraction, max_rows: int = MAX_ROWS, trusted: Sequence[int] = ()
@@ -299,12 +332,9 @@ def adversarial_rows(
     trusted : sequence of int
         Rows that are honest and have positive weight: these come first.
     """
-    unit = 2 * FINE * share.denominator
-    first = draw(st.sampled_from((Fraction(1, 2), share, 1 - share, 2 * share)))
-    liars, hair = int(share * unit), draw(st.sampled_from((1, 0, -1)))
-    in_first = draw(st.sampled_from((0, liars, liars // 2)))
-    honest = int(first * unit) + hair - in_first
-    weights = [max(0, w) for w in (honest, unit - honest - liars, in_first, liars - in_first)]
+    first = draw(st.sampled_from(_thresholds(share)))
+    hair, in_first = draw(st.sampled_from((1, 0, -1))), draw(st.sampled_from((0, 1, 2)))
+    weights = _cells(share, first, hair, in_first)
     d, places = draw(st.sampled_from((1, 1, 2, 3))), draw(_integers((4, 3), 3)).astype(np.float64)
     if draw(st.booleans()):  # the two places alone
         places = places[[0, 1, 0, 1]]

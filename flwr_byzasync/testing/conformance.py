@@ -11,7 +11,16 @@ from hypothesis.errors import Flaky
 
 from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, laws_of
 from flwr_byzasync.errors import ConfigError, check_byz_fraction, check_integer, check_number
-from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Attack, Trial, Weighted, attacks, trials
+from flwr_byzasync.testing.cases import (
+    KINDS,
+    MAX_ROWS,
+    Attack,
+    Trial,
+    Weighted,
+    attacks,
+    trials,
+    witnesses,
+)
 from flwr_byzasync.testing.claim import Claim, LawError, shown
 from flwr_byzasync.testing.edges import EDGES, check_time
 from flwr_byzasync.testing.inequality import exact_share, worst
@@ -189,6 +198,9 @@ def check_bound(claim: Claim, limit: Fraction, search: settings) -> None:
         excess = check_inequality(claim, attack)
         target(min(excess, 1e6), label="share of the bound")
 
+    # Not for rows that must be honest: any of these may be a liar's.
+    for attack in () if claim.trusted or most < 4 else witnesses(limit):
+        check_inequality(claim, attack)
     _run(search, attacks(limit, max_rows=most, trusted=claim.trusted), inequality)
 
 

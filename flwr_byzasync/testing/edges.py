@@ -64,6 +64,22 @@ def check_halves(claim: Claim) -> None:
             raise LawError("HALVES", expected, case, seen)
 
 
+def check_tenths(claim: Claim) -> None:
+    """Check that weights of 0.1 are as good as weights of 1, where WEIGHT_SCALE is declared.
+
+    Their sums round: six of ten are not exactly twice three of them.
+    """
+    for count in (2, 6, 10):
+        if Law.WEIGHT_SCALE not in claim.laws or not claim.covers(count):
+            continue
+        rows = torch.arange(float(count), dtype=torch.float64).unsqueeze(1)
+        case = Weighted(rows, torch.full((count,), 0.1, dtype=torch.float64))
+        result, whole = claim.call(*case), claim.call(rows, torch.ones(count))
+        if not torch.allclose(result, whole, rtol=0.0, atol=max(claim.tolerance, 1e-12) * count):
+            seen = {"result": shown(result), "with weights of 1": shown(whole)}
+            raise LawError(Law.WEIGHT_SCALE.name, Law.WEIGHT_SCALE.value, case, seen)
+
+
 def check_huge(claim: Claim) -> None:
     """Check that rows of ±3e38 in float32 and of 1e90 in float64 give finite results."""
     rows = torch.tensor([[3e38, 3e38], [-3e38, 3e38], [3e38, -3e38], [1.0, 2.0]])
@@ -99,6 +115,7 @@ EDGES: tuple[Callable[[Claim], None], ...] = (
     check_equal_rows,
     check_zero_weights,
     check_halves,
+    check_tenths,
     check_huge,
 )
 

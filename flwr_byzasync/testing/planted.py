@@ -182,7 +182,6 @@ PLANTED = (
     Planted(smoothed_by_the_farthest, "BOUND", (), sharp_bound),
     Planted(trimmed_on_one_side, "BOUND", (), sharp_bound),
     Planted(gram_distances, "BOUND", (), lambda lam: 9.0 * sharp_bound(lam)),
-    Planted(gram_distances, "TRANSLATION", (Law.TRANSLATION,)),
     Planted(lower_half, "HALVES", ALL),
     Planted(exact_halves, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
     Planted(weights_in_float32, "WEIGHT_SCALE", ALL),

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 MEDIAN = CoordinateWiseMedian()
 # To find is enough here: two tests below look at what is made of it.
 FINDING = settings(
-    max_examples=100,
+    max_examples=200,
     derandomize=True,
     database=None,
     deadline=None,
@@ -73,6 +73,15 @@ def test_a_bound_that_is_a_little_too_small_is_refuted(lam: float, factor: float
     # One of two places, and a hair more than half of the weight in it.
     rows, weights = caught.value.case
     assert set(rows.flatten().tolist()) == {0.0, 1.0} and (weights > 0).sum() <= 4
+
+
+@pytest.mark.parametrize("lam", [0.1, 0.4])
+def test_a_bound_of_trimming_that_is_a_little_too_small_is_refuted(lam: float) -> None:
+    rule = CTMA(GeometricMedian(), byz_fraction=lam)
+    sharp = rule.bound(lam)
+    assert sharp is not None
+    with pytest.raises(LawError, match="BOUND is broken"):
+        check_aggregator(rule, laws=(), bound=lambda _: 0.95 * sharp, max_examples=10)
 
 
 def test_weights_of_another_dtype_must_mean_the_same() -> None:
