@@ -19,6 +19,9 @@ point, or rows that coincide would pull one another in directions made of roundi
 MAX_STEPS = 200
 DAMPING = 0.5 ** torch.arange(8, dtype=torch.float64)
 """Parts of a Newton step that are tried: near a data point the whole one is often too long."""
+STRETCHING = 4.0 ** torch.arange(24, dtype=torch.float64)
+"""Multiples of a Weiszfeld step that are tried: where two tight groups hold nearly half of the
+weight each, the objective is flat between them, and beside one of them the step itself is tiny."""
 NEWTON_DIMENSIONS = 2048
 """Above this many coordinates a Newton step's cubic cost is worse than many Weiszfeld steps."""
 
@@ -27,11 +30,11 @@ def fermat_weber(points: Tensor, weights: Tensor) -> Tensor:
     """Return coefficients a with ``Σ a_i p_i = argmin_z Σ w_i ‖p_i − z‖``.
 
     At a data point the optimality test of Vardi and Zhang (2000, PNAS) decides exactly. Between
-    data points, each step takes the best of Newton's, parts of it and Weiszfeld's, so the
-    objective falls at every step and the end is quadratic. Points on one line have a weighted
-    median instead, the midpoint where minimisers form a segment. Objectives are compared by a
-    formula for their difference: a far outlier adds 1e20 to each, and subtraction would leave
-    nothing of what the others say.
+    data points, each step takes the best of Newton's, parts of it, Weiszfeld's and multiples of
+    it, so the objective falls at every step and the end is quadratic. Points on one line have a
+    weighted median instead, the midpoint where minimisers form a segment. Objectives are
+    compared by a formula for their difference: a far outlier adds 1e20 to each, and subtraction
+    would leave nothing of what the others say.
 
     Parameters
     ----------
@@ -71,9 +74,40 @@ def _solve(p: Tensor, w: Tensor) -> Tensor:
     resistance = w[here].sum()
     if vector_norm(pull) <= resistance * (1 + p.shape[0] * EPS):
         return torch.where(here, w, 0.0) / resistance
-    # Ostresh's step off a data point: downhill by as much as the curvature of the rest allows.
-    step = (1 - resistance / vector_norm(pull)) / (w[~here] / distance[~here]).sum()
-    return _descend(p, w, p[best] + step * pull)
+    starts = p[best] + _steps_off(offset, distance, w, int(here.sum()))
+    changes = _change(p, w, p[best], starts)
+    lowest = changes.argmin()
+    if not bool(changes[lowest] < 0):
+        return torch.where(here, w, 0.0) / resistance
+    return _descend(p, w, starts[lowest])
+
+
+def _steps_off(offset: Tensor, distance: Tensor, w: Tensor, here: int) -> Tensor:
+    """Return steps off a data point, by Ostresh's rule: as far as the curvature of the rest allows.
+
+    One for the points that are there, and one for each larger group of points around it taken as
+    one: of two points 1e-13 apart, the other one's curvature would leave no step at all.
+
+    Parameters
+    ----------
+    offset, distance, w : Tensor
+        (m, k) from the data point to each, their (m,) norms, and the (m,) weights.
+    here : int
+        How many points are there.
+
+    Returns
+    -------
+    Tensor
+        (m − here, k), zero where a group holds the point.
+    """
+    order = distance.argsort()
+    near, far = order.split([here, len(order) - here])
+    pulls = w[far] / distance[far]
+    rest = (pulls.unsqueeze(1) * offset[far]).flip(0).cumsum(dim=0).flip(0)
+    curvature = pulls.flip(0).cumsum(dim=0).flip(0)
+    held = w[near].sum() + w[far].cumsum(dim=0) - w[far]
+    length = (1 - held / vector_norm(rest, dim=1)).clamp(min=0.0) / curvature
+    return length.nan_to_num(nan=0.0).unsqueeze(1) * rest
 
 
 def _best_data_point(p: Tensor, w: Tensor) -> int:
@@ -109,7 +143,7 @@ def _descend(p: Tensor, w: Tensor, z: Tensor) -> Tensor:
         force = w @ units
         if not bool(vector_norm(force) > 4 * p.shape[0] * EPS):
             break  # NaN too: z has met a data point by rounding
-        steps = (force / pull.sum()).unsqueeze(0)
+        steps = torch.outer(STRETCHING, force / pull.sum())
         if p.shape[1] <= NEWTON_DIMENSIONS:
             hessian = pull.sum() * identity - units.t() @ (units * pull.unsqueeze(1))
             newton = torch.linalg.solve_ex(hessian, force).result

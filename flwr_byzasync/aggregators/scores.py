@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flwr_byzasync.aggregators.ctma import TIE
 from flwr_byzasync.aggregators.numerics import pairwise_distances
 
 
@@ -30,7 +31,11 @@ def krum_scores(rows: Tensor, weights: Tensor, share: float) -> Tensor:
     mass = mass / mass.sum()
     distance, order = pairwise_distances(rows, weights).sort(dim=1)
     own = mass[order]
-    taken = torch.minimum(own, (share - (own.cumsum(dim=1) - own)).clamp(min=0.0))
+    missing = share - (own.cumsum(dim=1) - own)
+    # What rounding leaves of a neighbourhood that is full, times the square of a far row's
+    # distance, would decide.
+    missing = torch.where(missing > TIE * share, missing, 0.0)
+    taken = torch.minimum(own, missing)
     # Rows of weight zero come last, infinitely far: infinity times 0 would be NaN.
     scores = (taken * torch.where(own > 0, distance, 0.0).square()).sum(dim=1)
     return torch.where(mass > 0, scores, torch.inf)

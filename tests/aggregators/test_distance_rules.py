@@ -418,3 +418,11 @@ def test_close_rows_of_large_norm_lose_no_digit_beside_a_far_row(
         np.testing.assert_allclose(
             call(rule, everyone, counts) - base, alone, rtol=0, atol=1e-3 * step
         )
+
+
+def test_rounding_of_a_full_neighbourhood_does_not_reach_for_a_far_row() -> None:
+    """Found by the worst-case search: 1e-16 of the weight, times 1e20, outweighed the scores."""
+    rows = torch.tensor([[0.0], [0.0], [0.0], [1.0], [1e10]], dtype=torch.float64)
+    weights = torch.tensor([1, 5, 1, 2, 1])
+    assert float(Krum(0.1)(rows, weights)) == 0.0
+    assert abs(float(MultiKrum(0.1)(rows, weights))) <= 1.0

@@ -253,3 +253,35 @@ def test_gm_is_stationary_whatever_the_scales_of_its_rows(exponent: int) -> None
     rows = np.where(np.arange(7)[:, None] < 4, near, 1.0) * rows
     weights = np.array([2, 2, 2, 2, 1, 1, 1])
     assert reference.residual(rows, weights, call(GM, rows, weights), scale=near) <= 1e-9
+
+
+# --- two tight groups, each with nearly half of the weight -------------------------------------
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-6, 1e-9, 1e-13, 1e-16]),
+    st.sampled_from([1e-2, 1e-4, 1e-6, 1e-9]),
+)
+def test_between_two_tight_groups_the_geometric_median_is_found(
+    seed: int, width: float, short: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.randint(0, 2, (6,), generator=generator)
+    which[:2] = torch.tensor([0, 1])
+    centres = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    rows = centres[which] + width * noise
+    weights = torch.rand(6, generator=generator, dtype=torch.float64) + 0.01
+    # The first group holds a little less than half.
+    weights[which == 0] *= weights[which == 1].sum() / weights[which == 0].sum() * (1 - short)
+    found = GeometricMedian()(rows, weights).numpy().astype(np.longdouble)
+    best = reference.gm(rows.numpy(), weights.numpy())
+    x, w = rows.numpy().astype(np.longdouble), (weights / weights.sum()).numpy()
+    assert reference.gain(x, w.astype(np.longdouble), found, best - found) <= 1e-13
+
+
+def test_of_two_rows_1e_13_apart_neither_holds_the_geometric_median() -> None:
+    """Found by the worst-case search: each alone leaves a Weiszfeld step of 1e-17."""
+    rows = [[0.108, 0.0077], [-0.21778328570120, 0.0113], [0.1087, 0.0073], [0.1087, 0.0074]]
+    rows.append([rows[1][0] + 1.35e-13, rows[1][1]])
+    weights = torch.tensor([17211563, 250000000, 140401477, 342405925, 249981035])
+    assert float(GeometricMedian()(torch.tensor(rows, dtype=torch.float64), weights)[0]) > 0.09
