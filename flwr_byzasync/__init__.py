@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from flwr_byzasync.client import Gradient, Query, client_app
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.simulation import VirtualGrid
+from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.strategy import AsyncRobust
 
 try:
@@ -15,6 +16,7 @@ except PackageNotFoundError:  # inside a Flower app bundle, which is not install
 __all__ = [
     "AsyncRobust",
     "ConfigError",
+    "EarlyStop",
     "Gradient",
     "Query",
     "Reason",

@@ -46,16 +46,24 @@ logger = getLogger("flwr")
 class AsyncRobust(RoundHooks):
     """Asynchronous Byzantine-robust training: every accepted reply makes a step.
 
+    ``AsyncRobust()`` takes the place of ``FedAvg()`` for ClientApps that return weights; with an
+    `optimizer` it is the strategy of `client_app`.
+
     Each accepted reply replaces that node's row, is counted, and all rows are aggregated with
     the counts as weights; the optimizer makes one step against the result, and the node is sent
     its next query point at once. Nobody waits for anybody.
 
     Parameters
     ----------
-    aggregator : Aggregator
-        The robust rule, called as ``rule(rows, weights)``.
-    optimizer : Optimizer
-        The server's step, for example ``AnyTimeSGD(lr=0.01, gamma=0.1)``.
+    aggregator : Aggregator, optional
+        The robust rule, called as ``rule(rows, weights)``. None takes
+        ``CTMA(CoordinateWiseMedian(), 0.45)``: it is kept up to date from reply to reply, loses
+        little without liars, and with nodes of equal pace the share of four liars in ten
+        fluctuates around 0.4.
+    optimizer : Optimizer, optional
+        The server's step, for example ``AnyTimeSGD(lr=0.01, gamma=0.1)``. None takes
+        ``SGD(lr=1.0, per_node=True)``, for models: each reply moves the model by 1/m of what m
+        nodes say, so that m replies move it as far as one round of FedAvg.
     min_nodes : int, optional
         Distinct nodes that must have replied before the first step, >= 1. None waits for every
         node of the start that is still there, unless it takes ten times as long as the others,
@@ -64,6 +72,8 @@ class AsyncRobust(RoundHooks):
         Nodes that must be connected before the first query, >= 1: they are the nodes of the
         start. None takes `min_nodes` or, as FedAvg does, 2. In a deployment nodes connect one
         by one: pass how many you expect, or the first ones, honest or not, start alone.
+    min_train_nodes : int, optional
+        As FedAvg has it: the larger of the two is taken.
     updates_per_round : int, optional
         Accepted replies that make a round, >= 1: evaluation and logging happen at its end. None
         takes the number of nodes connected at the start. The first round lasts until the first
@@ -72,8 +82,19 @@ class AsyncRobust(RoundHooks):
         Names of the initial arrays that are no parameters, such as batch-norm statistics; a
         ``state_dict`` does not say which they are. Floating ones follow the weighted median of
         the nodes' values; integer arrays are never averaged.
-    payload : {"momentum"}
-        What a reply is: the vector that a `client_app` sends.
+    payload : {"model", "momentum", "gradient"}, optional
+        What a reply is. "model": weights, from ClientApps that know nothing of this package;
+        what that node was sent minus what it returned is its vector. "momentum": the vector that
+        a `client_app` sends. "gradient": a gradient alone, from `client_app` too; nodes keep no
+        state. None takes "momentum" where an `optimizer` is given, else "model".
+    correction : {"client", "server"}, default "client"
+        Who applies μ²'s correction. "server" sends each node its last query too, for gradients
+        at both points: ``payload="gradient"`` only, and twice the traffic.
+    momentum : float, default 0.0
+        Share in [0, 1) of a node's former vector that the server keeps in its new one, where
+        replies are models or gradients.
+    beta : float or None, default 0.25
+        With ``correction="server"``: weight in (0, 1] of a new gradient; None for 1/(s + 1).
     weights : {"counts", "uniform", "staleness"} or WeightPolicy, default "counts"
         What a row weighs: its node's accepted replies s_i, 1, ``s_i (1 + τ_i)^−½`` with τ_i
         the server steps since its query was sent, or a policy of your own, for example
@@ -113,6 +134,20 @@ class AsyncRobust(RoundHooks):
         more often than they do lets the first of them answer more often than the last.
     device : str or torch.device, default "cpu"
         Where rows are kept and aggregated.
+    fraction_evaluate : float, optional
+        Share of the connected nodes in [0, 1] that evaluate the model at the end of a round,
+        while all go on training. None takes 1.0 where replies are models, as FedAvg does, and 0.0
+        elsewhere.
+    min_evaluate_nodes : int, default 2
+        Nodes that evaluate at least, >= 0; with fewer connected nobody does.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn : callable, optional
+        ``(records, "num-examples") -> MetricRecord``, as in FedAvg. None takes the median, which
+        one liar cannot distort: of what nodes reported last, weighted as their rows, and of
+        evaluations, each node counting once. `flwr_byzasync.evaluation.mean_metrics` is a mean.
+    early_stop : EarlyStop, optional
+        When the run may end before its last round.
+    on_round_end : callable, optional
+        ``(round, arrays, metrics of evaluate_fn) -> None``, called at the end of each round.
     checkpoints : Checkpoints, optional
         Where and how often `start` writes the run down, and how many copies are kept. It does so
         as well when the run ends, and on SIGINT and SIGTERM where they can be caught.
@@ -122,6 +157,9 @@ class AsyncRobust(RoundHooks):
         refuses a folder that holds a run.
     arrayrecord_key, configrecord_key : str
         Names of the records in messages, as in Flower's own strategies.
+    fraction_train, weighted_by_key
+        FedAvg's, refused: every node is asked (`max_pace`), and nothing that a client reports
+        becomes a weight (`weights`).
     clock, sleep : callable, optional
         Seconds of a monotonic clock, and a way to wait. None takes the grid's own where it has
         them, as `VirtualGrid` does, and this machine's elsewhere.
@@ -141,6 +179,7 @@ class AsyncRobust(RoundHooks):
     --------
     >>> from flwr_byzasync.aggregators import CTMA, GeometricMedian
     >>> from flwr_byzasync.optimizers import AnyTimeSGD
+    >>> drop_in = AsyncRobust(min_available_nodes=10)
     >>> strategy = AsyncRobust(
     ...     aggregator=CTMA(GeometricMedian(), byz_fraction=0.4),
     ...     optimizer=AnyTimeSGD(lr=0.01, gamma=0.1),
@@ -300,9 +339,10 @@ class AsyncRobust(RoundHooks):
             the run ends with what is there and says so, and so it does at once when every node
             is shut; `Result` has fewer rounds than asked for.
         train_config : ConfigRecord, optional
-            Sent with every query, beside our own ``byz.`` keys and ``server-round``.
+            Sent with every query, beside ``server-round`` and, unless replies are models, our
+            own ``byz.`` keys.
         evaluate_config : ConfigRecord, optional
-            Not used: evaluation is central, by `evaluate_fn`.
+            Sent with every question how good the model is, beside ``server-round``.
         evaluate_fn : callable, optional
             ``(round, arrays) -> MetricRecord or None``, called at round 0 and after each round;
             in a run that goes on, not again for rounds that are finished.
