@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
 from torch import Tensor
 
 from flwr_byzasync import records
+from flwr_byzasync.compat import Mod
 from flwr_byzasync.estimators import Estimator, Memory
 from flwr_byzasync.layout import Layout
 

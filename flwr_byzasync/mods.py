@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType
-from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from flwr_byzasync import records
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
 from flwr_byzasync.client import identity_of
+from flwr_byzasync.compat import ClientAppCallable, Mod
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.payloads import Spoken, start_of
 

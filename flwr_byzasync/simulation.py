@@ -2,17 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid
 
 from flwr_byzasync.arrivals import ArrivalProcess
+from flwr_byzasync.compat import ClientAppCallable, post, task
 from flwr_byzasync.errors import ConfigError, check_integer
 from flwr_byzasync.scene import Churn, Scene, VirtualNode
 from flwr_byzasync.world import Flight, World, begin, happen, next_event, send, unfinished
@@ -113,7 +113,7 @@ class VirtualGrid(Grid):
     def __enter__(self) -> "VirtualGrid":
         if self._task is not None:
             raise RuntimeError("This VirtualGrid's block was entered before and is not left yet.")
-        self._task = _identity(SUPERLINK)
+        self._task = task(RUN_ID, SUPERLINK)
         self._task.__enter__()
         return self
 
@@ -203,7 +203,7 @@ class VirtualGrid(Grid):
                 raise ValueError(f"neither a reply nor a message without time to live: {message}")
             message_id = f"m{world.sent}"
             world.sent += 1
-            message.metadata.__dict__["_message_id"] = message_id
+            post(message, message_id, RUN_ID, SUPERLINK)
             partition = message.metadata.dst_node_id - FIRST_NODE_ID
             ttl = message.metadata.ttl
             if 0 <= partition < len(self._world.nodes):
@@ -268,7 +268,7 @@ class VirtualGrid(Grid):
         state = deepcopy(node.states.get(flight.life)) or RecordDict()
         context = Context(RUN_ID, node_id, config, state, dict(self._run_config))
         query = deepcopy(flight.query)
-        with _identity(node_id):
+        with task(RUN_ID, node_id):
             try:
                 reply = self._app(query, context)
                 if not isinstance(reply, Message):
@@ -304,28 +304,5 @@ def _told(error: BaseException) -> str:
 def _error(message_id: str, code: int, reason: str) -> Message:
     """Return an error reply of the SuperLink; of an unknown message only the id is known."""
     query = Message(RecordDict(), dst_node_id=SUPERLINK, message_type="system")
-    query.metadata.__dict__["_message_id"] = message_id
+    post(query, message_id, RUN_ID, SUPERLINK)
     return Message(Error(code=code, reason=reason), reply_to=query)
-
-
-@contextmanager
-def _identity(node_id: int) -> Iterator[None]:
-    """Pretend to be a Flower task of a node, and stop.
-
-    The one private thing of Flower that this package touches. Releases before 1.41 make a
-    Message anywhere and have no such class.
-    """
-    try:
-        from flwr.supercore.task_identity import TaskIdentity
-    except ImportError:
-        yield
-        return
-    names = ("_task_id", "_run_id", "_node_id")
-    before = {name: getattr(TaskIdentity, name, None) for name in names}
-    for name, pretended in zip(names, (1, RUN_ID, node_id), strict=True):
-        setattr(TaskIdentity, name, pretended)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(TaskIdentity, name, value)

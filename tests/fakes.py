@@ -8,6 +8,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from flwr_byzasync.compat import post
+
 Behaviour = Callable[[Message], RecordDict | Error | None]
 """What a node does with a message: reply, report an error, or stay silent."""
 
@@ -65,7 +67,7 @@ class FakeGrid(Grid):
         for message in messages:
             if not self.on_push(message):
                 continue
-            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            post(message, f"m{len(self.sent)}", run_id=1, src_node_id=1)
             self.sent.append(message)
             ids.append(message.metadata.message_id)
             node = self.nodes[message.metadata.dst_node_id]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from apps.benchmarks.local_flower import REPOSITORY, LocalFlower, Run
 from apps.train.tasks import discover
+from tests.releases import since
+
+pytestmark = since(1, 41, "the reference app is run by `flwr run --federation-config`")
 
 ROUNDS, REPLIES, NODES = 3, 60, 10
 CODE = {"apps", "flwr_byzasync"}

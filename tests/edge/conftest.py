@@ -4,18 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+
+from flwr_byzasync.compat import post, task
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _task_identity() -> Iterator[None]:
-    """From flwr 1.41 a Message can only be built inside a task: pretend to be one, and stop."""
-    names = ("_task_id", "_run_id", "_node_id")
-    before = {name: getattr(TaskIdentity, name) for name in names}
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    yield
-    for name, value in before.items():
-        setattr(TaskIdentity, name, value)
+    """From flwr 1.38 a Message can only be built inside a task: pretend to be one, and stop."""
+    with task(run_id=1, node_id=1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +20,5 @@ def message(_task_identity: None) -> Message:
     """A query that replies can answer."""
     content = RecordDict({"config": ConfigRecord()})
     query = Message(content, dst_node_id=5, message_type="train")
-    query.metadata.__dict__["_message_id"] = "m"
+    post(query, "m", run_id=1, src_node_id=1)
     return query

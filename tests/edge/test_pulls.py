@@ -252,12 +252,12 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
     script = tmp_path / "run.py"
     script.write_text(
         "import threading\n"
-        "from flwr.supercore.task_identity import TaskIdentity as Task\n"
+        "from flwr_byzasync.compat import task\n"
         "from tests.edge.test_pulls import *\n"
-        "Task.task_id = Task.run_id = Task.node_id = 1\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes)\n"
-        "strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
+        "with task(run_id=1, node_id=1):\n"
+        "    strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
         "assert threading.active_count() == 4\n"
         "print('done', flush=True)\n"
     )

@@ -15,7 +15,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -373,29 +372,6 @@ def test_a_node_whose_script_begins_with_joining_is_absent_until_then() -> None:
 # --- a Flower task --------------------------------------------------------------------------
 
 
-def test_the_identity_of_a_task_is_set_inside_the_block_and_restored() -> None:
-    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
-    seen: list[int] = []
-
-    def app(message: Message, context: Context) -> Message:
-        seen.append(TaskIdentity.node_id)
-        raise ValueError
-
-    TaskIdentity._task_id = TaskIdentity._run_id = TaskIdentity._node_id = None
-    try:
-        with VirtualGrid(app, 2) as grid:
-            message_id = push(grid, 1)
-            pass_time(grid, 1.0)
-            assert code(pull(grid, message_id)) == 2
-            assert seen == [grid.node_ids[1]] and TaskIdentity.node_id == 1
-        assert TaskIdentity._task_id is None
-        with pytest.raises(KeyError), VirtualGrid(app, 2):
-            raise KeyError
-        assert (TaskIdentity._task_id, TaskIdentity._node_id) == (None, None)
-    finally:
-        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
-
-
 def test_a_block_cannot_be_entered_twice() -> None:
     with VirtualGrid(counting, 1) as grid:
         with pytest.raises(RuntimeError, match="entered before"):
@@ -586,11 +562,18 @@ def test_flowers_own_synchronous_strategies_run_on_it_too() -> None:
         metrics = MetricRecord({"num-examples": 1})
         return Message(RecordDict({"arrays": moved, "metrics": metrics}), reply_to=message)
 
+    @app.evaluate()
+    def judge(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1, "seen": context.node_id})  # type: ignore[dict-item]
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
     with VirtualGrid(app, 3) as grid:
-        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=3)
+        strategy = FedAvg(min_available_nodes=3)
         result = strategy.start(grid, ArrayRecord({"x": torch.zeros(2)}), num_rounds=4)  # type: ignore[dict-item]
-        assert grid.clock() == 4.0
+        assert grid.clock() == 8.0
     assert result.arrays.to_torch_state_dict()["x"].tolist() == [4.0, 4.0]
+    judged = result.evaluate_metrics_clientapp
+    assert [metrics["seen"] for metrics in judged.values()] == pytest.approx([101.0] * 4)
 
 
 def test_a_run_survives_nodes_that_crash_leave_and_come_back() -> None:

@@ -1,0 +1,50 @@
+"""AsyncRobust, and a file that says what became of the run."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from flwr_byzasync import AsyncRobust
+from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.optimizers import SGD
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train, and write the outcome down."""
+    strategy = AsyncRobust(
+        CoordinateWiseMedian(),
+        SGD(lr=0.2),
+        buffers=["mean"],
+        min_nodes=3,
+        min_available_nodes=3,
+        updates_per_round=20,
+        # By count, a liar faster than the others together would have the majority.
+        weights="uniform",
+    )
+    start = {"w": torch.zeros(3), "mean": torch.zeros(1), "batches": torch.tensor(0)}
+    rounds: list[int] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        rounds.append(server_round)
+        return MetricRecord({"largest": float(arrays["w"].numpy().max())})
+
+    result = strategy.start(
+        grid, ArrayRecord(start), num_rounds=3, timeout=120.0, evaluate_fn=evaluate
+    )
+    told = strategy.statistics()
+    outcome = {
+        "flwr": version("flwr"),
+        "model": {name: array.numpy().tolist() for name, array in result.arrays.items()},
+        "rounds": rounds,
+        "accepted": told.accepted,
+        "weights": sorted(told.weights.values()),
+        "rejected": {reason.name: count for reason, count in told.reasons.items()},
+    }
+    Path(str(context.run_config["output"])).write_text(json.dumps(outcome))
