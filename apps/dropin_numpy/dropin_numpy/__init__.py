@@ -1,0 +1,1 @@
+"""A NumPy app for Flower: a linear classifier of made-up points."""
