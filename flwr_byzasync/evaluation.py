@@ -12,7 +12,7 @@ from flwr_byzasync.errors import ConfigError, check_integer, check_number
 from flwr_byzasync.progress import median_metrics
 from flwr_byzasync.pulls import Pulls
 from flwr_byzasync.records import METRICS, ROUND, Wire
-from flwr_byzasync.replies import metrics_of
+from flwr_byzasync.replies import lost_on_the_way, metrics_of
 from flwr_byzasync.state import Metrics
 
 logger = getLogger("flwr")
@@ -38,7 +38,8 @@ def aggregated(
     Returns
     -------
     MetricRecord or None
-        None if nothing was reported, or the function raised, which is logged.
+        None if nothing was reported, or the function raised or returned no MetricRecord, which
+        is logged.
     """
     heard = [(metrics, weight) for metrics, weight in heard if metrics or function is None]
     if not heard:
@@ -49,11 +50,16 @@ def aggregated(
         return MetricRecord(dict(medians)) if medians else None
     contents = [RecordDict({METRICS: _record(metrics)}) for metrics, _ in heard]
     try:
-        return function(contents, CLAIMED)
+        metrics = function(contents, CLAIMED)
     except Exception as error:
         # What a node leaves out may break the function: that must not end a run.
         logger.warning("The function that aggregates metrics raised %r.", error)
         return None
+    if not isinstance(metrics, MetricRecord):
+        given = type(metrics).__name__
+        logger.warning("The function that aggregates metrics returned %s, no MetricRecord.", given)
+        return None
+    return metrics
 
 
 def mean_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
@@ -87,8 +93,6 @@ class EvaluationSettings:
         Nodes that are asked at least, >= 0; nobody is if fewer are connected.
     function : callable or None
         See `aggregated`.
-    config : mapping
-        Sent with each question.
 
     Raises
     ------
@@ -147,13 +151,13 @@ class EvaluationSettings:
                 messages.append(Message(content, dst_node_id=node_id, message_type=kind))
         return messages
 
-    def result(self, replies: Iterable[Message]) -> tuple[MetricRecord | None, int]:
-        """Return the metrics of some replies as one, and how many could be used.
+    def result(self, told: Iterable[Metrics | None]) -> MetricRecord | None:
+        """Return what some nodes told as one; None stands for one that told nothing.
 
         Every node counts once: what it says of its number of examples is not believed.
         """
-        told = [metrics for metrics in map(metrics_of, replies) if metrics is not None]
-        return aggregated([(metrics, 1.0) for metrics in told], self.function), len(told)
+        heard = [(metrics, 1.0) for metrics in told if metrics is not None]
+        return aggregated(heard, self.function)
 
 
 @dataclass
@@ -193,16 +197,21 @@ class Evaluations:
     every: float = 0.1
     _looked: float = float("-inf")
     _asked: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    _heard: dict[int, list[Message]] = field(default_factory=dict)
-    _given_up: bool = False
+    _heard: dict[int, list[Metrics]] = field(default_factory=dict)
+    _able: set[int] = field(default_factory=set)
+    _unable: set[int] = field(default_factory=set)
+    _warned: bool = False
 
     def begin(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
-        """Ask some nodes how good the model is after a round."""
-        if self._given_up:
-            return
+        """Ask some nodes how good the model is after a round.
+
+        A node whose first answer was no metrics is not asked again: it has no evaluate function,
+        or lies, and then it costs nobody else a question.
+        """
         busy = {node_id for _, node_id, _ in self._asked.values()}
+        able = [node_id for node_id in connected if node_id not in self._unable]
         for message in self.settings.questions(
-            server_round, arrays, self.config, connected, self.wire, busy
+            server_round, arrays, self.config, able, self.wire, busy
         ):
             try:
                 sent = [key for key in self.grid.push_messages([message]) if key]
@@ -226,7 +235,8 @@ class Evaluations:
             gone = node_id not in connected or self.clock() - since > self.limit
             if replies or gone:
                 del self._asked[message_id]
-                self._heard[server_round] += replies[:1]
+            for reply in replies[:1]:
+                self._hear(server_round, node_id, reply)
         waited_for = {server_round for server_round, _, _ in self._asked.values()}
         for server_round in [r for r in self._heard if r not in waited_for]:
             self._close(server_round, self._heard.pop(server_round))
@@ -236,15 +246,23 @@ class Evaluations:
         """Whether somebody has not answered yet."""
         return bool(self._asked)
 
-    def _close(self, server_round: int, replies: list[Message]) -> None:
-        metrics, used = self.settings.result(replies)
+    def _hear(self, server_round: int, node_id: int, reply: Message) -> None:
+        told = metrics_of(reply)
+        if told is not None:
+            self._heard[server_round].append(told)
+            self._able.add(node_id)
+        elif node_id not in self._able and not lost_on_the_way(reply):
+            self._unable.add(node_id)
+
+    def _close(self, server_round: int, told: list[Metrics]) -> None:
+        metrics, used = self.settings.result(told), len(told)
         if metrics is not None:
             logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, used, dict(metrics))
             self.report(server_round, metrics)
-        elif replies and not used:
-            self._given_up = True
+        elif self._unable and not self._able and not self._warned:
+            self._warned = True
             logger.warning(
-                "No node could evaluate the model in round %d: none is asked again. Register an "
-                "evaluate function in the ClientApp, or pass fraction_evaluate=0.0.",
+                "No node could evaluate the model in round %d: those asked are not asked again. "
+                "Register an evaluate function in the ClientApp, or pass fraction_evaluate=0.0.",
                 server_round,
             )

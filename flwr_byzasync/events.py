@@ -82,7 +82,9 @@ def on_sent(
     book = {key: line for key, line in state.book.items() if line.node_id != node_id}
     node, before = state.nodes[node_id], state.nodes[node_id].before is not None
     limit = time_limit(node, state.policy)
-    point = state.iterates.x if state.policy.reading.keeps_sent else None
+    # Not x itself: of a model in half precision a node is sent the rounded values.
+    parameters, keeps = state.layout.parameters, state.policy.reading.keeps_sent
+    point = parameters.as_sent(state.iterates.x) if keeps else None
     book[message_id] = Sent(node_id, query, state.iterates.step, now, limit, False, point, before)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
@@ -161,6 +163,7 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         row=row,
         status=status,
         accepted=count,
+        begun=1 if node.row is None else node.begun + 1,
         faults=0,
         silences=0,
         shuts=0,

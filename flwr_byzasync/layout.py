@@ -82,6 +82,15 @@ class Layout:
         parts = [tensors[e.name].detach().reshape(-1).to(device, self.dtype) for e in self.entries]
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=device)
 
+    def as_sent(self, vector: Tensor) -> Tensor:
+        """Return a flat vector as named arrays carry it: rounded where their dtypes are narrower.
+
+        The vector itself where no entry's dtype is.
+        """
+        if all(entry.dtype == vector.dtype for entry in self.entries):
+            return vector
+        return self.flatten(self.unflatten(vector), vector.device)
+
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Cut a flat vector into named tensors of their own shape and dtype.
 

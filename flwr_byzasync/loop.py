@@ -199,10 +199,10 @@ class ArrivalLoop:
             logger.warning("A call to the SuperLink failed (%s); trying on.", type(error).__name__)
 
     def _log_stalled(self) -> None:
-        state = self.session.state
+        session, state = self.session, self.session.state
         logger.error(
             "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
-            "%d have replied, and the first step needs %d; rejected replies: %s.",
+            "%d have replied, and the first step needs %d; rejected replies: %s%s.",
             self._round,
             state.accepted,
             state.iterates.step,
@@ -216,6 +216,7 @@ class ArrivalLoop:
             sum(node.accepted > 0 for node in state.nodes.values()),
             quorum(state),
             {reason.name: count for reason, count in state.reasons.items()} or "none",
+            session.last_fault and f"; the last one: {session.last_fault}",
         )
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from flwr_byzasync.errors import ConfigError, check_choice, check_number
@@ -28,7 +27,8 @@ class Reading:
     momentum : float
         β in [0, 1): ``d_i <- β d_i + (1 − β) g``, kept by the server.
     beta : float or None
-        β in (0, 1] of the correction; None for 1/(s_i + 1), s_i the node's accepted replies.
+        β in (0, 1] of the correction; None for 1/(s_i + 1), s_i the node's accepted replies
+        since its row began.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class Reading:
         row : Tensor or None
             (d,) its row so far; None if it has none.
         count : int
-            Its accepted replies, s_i, before this one.
+            Its accepted replies since its row began, before this one.
 
         Returns
         -------
@@ -101,6 +101,7 @@ class Reading:
         if row is None:
             return new
         if self.correction == "server" and told_before is not None:
-            kept = count / (count + 1.0) if self.beta is None else 1.0 - self.beta
-            return new + kept * (row - told_before)
-        return torch.lerp(new, row, self.momentum) if self.momentum else new
+            weight = 1 / (count + 1) if self.beta is None else self.beta
+            return new + (1 - weight) * (row - told_before)
+        # The formulas of `estimators`, in their order: the same bits as on a node.
+        return self.momentum * row + (1 - self.momentum) * new if self.momentum else new

@@ -23,7 +23,6 @@ BUFFERS = "buffers"
 BEFORE = "arrays-prev"
 """The point of a node's last query, and the gradient there."""
 METRICS = "metrics"
-METRICS = "metrics"
 QUERY = "byz.query"
 COUNT = "byz.count"
 PAYLOAD = "byz.payload"
@@ -155,10 +154,12 @@ def read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.gen
 
 def _difference(names: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     """Say in a few words what a client's names lack and have too many of."""
-    given, missing = set(names), [name for name in wanted if name not in set(names)]
-    extra = [name for name in given if name not in wanted]
-    parts = [f"{missing[0]!r} is missing"] if missing else []
-    parts += [f"{min(extra)[:40]!r} is not in the model"] if extra else []
+    known = set(wanted)
+    missing = known.difference(names)  # no set of the client's names: they may be very many
+    first = next((name for name in wanted if name in missing), None)
+    extra = next((name for name in names if name not in known), None)
+    parts = [] if first is None else [f"{first!r} is missing"]
+    parts += [] if extra is None else [f"{extra[:40]!r} is not in the model"]
     told = " and ".join(parts) or "they are in another order"
     return f"{told}: send every array of the query under its name, in its order"
 

@@ -1,6 +1,5 @@
 """Whatever a client sends becomes an Update or a Rejected here; nothing in it is believed."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,8 +8,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_byzasync.errors import Reason
+from flwr_byzasync.errors import NOT_ITS_DOING, Reason
 from flwr_byzasync.layout import Layout, ModelLayout
+from flwr_byzasync.reading import PAYLOADS
 from flwr_byzasync.records import (
     BEFORE,
     BUFFERS,
@@ -66,8 +66,7 @@ def decode_reply(
     """
     try:
         if reply.has_error():
-            reason = _REASON_OF_CODE.get(reply.error.code, Reason.CLIENT_ERROR)
-            return Rejected(reason, _last_line(reply.error.reason))
+            return Rejected(_reason_of(reply), _last_line(reply.error.reason))
         if not reply.has_content():
             return Rejected(Reason.NO_CONTENT)
         content = reply.content
@@ -94,6 +93,11 @@ def metrics_of(reply: Message) -> Metrics | None:
         return None
 
 
+def lost_on_the_way(reply: Message) -> bool:
+    """Whether a reply is the network's error, which tells nothing about its node."""
+    return bool(reply.has_error()) and _reason_of(reply) in NOT_ITS_DOING
+
+
 def has_norm(vector: Tensor) -> bool:
     """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
     # No comparison with NaN is true. The first pass is several times as fast in float32; where
@@ -113,7 +117,8 @@ def _vector(
     """Read the reply of a client of ours."""
     config = content.get(wire.configrecord_key)
     if not isinstance(config, ConfigRecord):
-        raise RefusalError(Reason.MISSING_RECORD, "no ConfigRecord echoes the query")
+        told = "no ConfigRecord echoes the query: for a client that returns weights pass "
+        raise RefusalError(Reason.MISSING_RECORD, told + "payload='model' to the strategy")
     _check_payload(config, wire)
     if type(config.get(QUERY)) is not int or config[QUERY] != query:
         raise RefusalError(Reason.WRONG_QUERY)
@@ -161,7 +166,8 @@ def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire:
 def _check_payload(config: ConfigRecord, wire: Wire) -> None:
     said = config.get(PAYLOAD, "model")
     if said != wire.payload:
-        told = f"it is a {str(said)[:20]}: pass payload={str(said)[:20]!r} to the strategy"
+        told = f"it says {str(said)[:20]!r}"
+        told += f": pass payload={said!r} to the strategy" if said in PAYLOADS else ""
         raise RefusalError(Reason.WRONG_PAYLOAD, told)
 
 
@@ -185,13 +191,23 @@ def _metrics(record: object) -> Metrics:
         return {}
     kept: dict[str, float | tuple[float, ...]] = {}
     for name, value in record.items():
-        values = value if isinstance(value, list) else [value]
-        if len(name) > 100 or not 0 < len(values) <= MAX_METRICS:
+        if len(name) > 100:
             continue
-        numbers = tuple(float(v) for v in values if isinstance(v, int | float) and abs(v) < 1e300)
-        if len(numbers) == len(values) and all(map(math.isfinite, numbers)):
-            kept[name] = numbers if isinstance(value, list) else numbers[0]
+        if not isinstance(value, list):
+            if _is_finite(value):
+                kept[name] = float(value)
+        elif 0 < len(value) <= MAX_METRICS and all(map(_is_finite, value)):
+            kept[name] = tuple(map(float, value))
     return kept
+
+
+def _is_finite(value: object) -> bool:
+    # NaN is not below anything, nor is an integer that no float can hold.
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+def _reason_of(reply: Message) -> Reason:
+    return _REASON_OF_CODE.get(reply.error.code, Reason.CLIENT_ERROR)
 
 
 def _last_line(text: str | None) -> str:

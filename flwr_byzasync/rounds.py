@@ -16,6 +16,7 @@ from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
 from flwr_byzasync.optimizers import Optimizer
 from flwr_byzasync.progress import heard
 from flwr_byzasync.records import Wire
+from flwr_byzasync.replies import metrics_of
 from flwr_byzasync.session import Session
 from flwr_byzasync.simulation import clock_of
 from flwr_byzasync.state import Policy, Rejected, begin
@@ -47,7 +48,7 @@ class RoundHooks(Strategy):
         self._session: Session | None = None
         self._arrivals = False
         self._handed_out: list[tuple[int, int, Message]] = []
-        self._returned: ArrayRecord | None = None
+        self._returned: dict[str, bytes] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -61,15 +62,16 @@ class RoundHooks(Strategy):
         ------
         ConfigError
             If the arrays are not of the model's names, shapes and dtypes, or there are
-            `checkpoints`: only `start` writes them.
+            `checkpoints`, an `early_stop` or `on_round_end`: only `start` knows of them.
         """
-        if self.checkpoints is not None:
-            legal = "None under Flower's synchronous loop, which is not written down"
-            raise ConfigError("checkpoints", self.checkpoints, legal, "call start, or leave it out")
+        for name in ("checkpoints", "early_stop", "on_round_end"):
+            if getattr(self, name) is not None:
+                legal = "None under Flower's synchronous loop, which knows nothing of it"
+                raise ConfigError(name, getattr(self, name), legal, "call start, or leave it out")
         session = self._session
         if session is None or server_round == 1:
             session = self._begin(arrays, grid)
-        elif arrays is not self._returned:
+        elif _bytes(arrays) != self._returned:
             session.adopt(arrays)
         connected = tuple(grid.get_node_ids())
         session.state = on_connected(session.state, connected)
@@ -97,8 +99,9 @@ class RoundHooks(Strategy):
         if not self._arrivals:
             self._receive(session, replies)
         metrics = aggregated(heard(session.state), self.train_metrics_aggr_fn)
-        self._returned = session.arrays()
-        return self._returned, metrics
+        arrays = session.arrays()
+        self._returned = _bytes(arrays)
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -112,7 +115,7 @@ class RoundHooks(Strategy):
     ) -> MetricRecord | None:
         """Return the metrics of the replies as one record: the median, unless told otherwise."""
         del server_round
-        return self.evaluation.result(replies)[0]
+        return self.evaluation.result(map(metrics_of, replies))
 
     def _end_round(self, server_round: int) -> tuple[ArrayRecord, MetricRecord | None]:
         """Have a subclass see the end of a round that arrivals made, and what it makes of it."""
@@ -121,7 +124,7 @@ class RoundHooks(Strategy):
         assert session is not None
         if arrays is None:
             return session.arrays(), metrics
-        if arrays is not self._returned:
+        if _bytes(arrays) != self._returned:
             session.adopt(arrays)
         return arrays, metrics
 
@@ -155,3 +158,8 @@ class RoundHooks(Strategy):
         clock = self._clock or clock_of(grid)[0]
         self._session = Session(state, self._wire, self.device, clock)
         return self._session
+
+
+def _bytes(arrays: ArrayRecord) -> dict[str, bytes]:
+    """Return what a record holds: whoever changes a model may do so in place."""
+    return {name: array.data for name, array in arrays.items()}

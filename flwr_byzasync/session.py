@@ -34,12 +34,15 @@ class Session:
         Where vectors go.
     clock : callable
         Seconds of a monotonic clock.
+    last_fault : str
+        What was wrong with the last reply that could not be used.
     """
 
     state: ServerState
     wire: Wire
     device: torch.device
     clock: Callable[[], float]
+    last_fault: str = ""
     _told: set[tuple[int, Reason]] = field(default_factory=set)
 
     def query(
@@ -103,7 +106,7 @@ class Session:
         node = self.state.nodes[sent.node_id]
         rows = self.state.tables.parameters.view().rows
         row = None if node.row is None else rows[node.row]
-        vector = reading.row(content.vector, content.before, sent.point, row, node.accepted)
+        vector = reading.row(content.vector, content.before, sent.point, row, node.begun)
         if not has_norm(vector):
             return Rejected(Reason.OVERFLOW)
         return replace(content, vector=vector, before=None)
@@ -124,27 +127,31 @@ class Session:
         state, layout = self.state, self.state.layout
         tensors = records.tensors_of(arrays)
         given, wanted = Layout.of(tensors).entries, layout.whole.entries
-        if [(e.name, e.shape) for e in given] != [(e.name, e.shape) for e in wanted]:
-            legal, fix = "the model's arrays, in its order", "leave names and shapes as they were"
-            raise ConfigError("arrays", list(tensors), legal, fix)
+        if given != wanted:
+            odd = next((g for g, w in zip(given, wanted, strict=False) if g != w), None)
+            shown = (odd.name, odd.shape, odd.dtype) if odd else list(tensors)
+            legal = "the model's arrays, in its order"
+            fix = "leave names, shapes and dtypes as they were"
+            raise ConfigError("arrays", shown, legal, fix)
         x = layout.parameters.flatten(tensors, self.device)
-        if not has_norm(x):
+        w = state.iterates.w + (x - state.iterates.x)
+        buffers = layout.buffers.flatten(tensors, self.device)
+        if not (has_norm(x) and has_norm(w) and has_norm(buffers)):
             raise ConfigError("arrays", "NaN or infinity", "finite", "leave the model finite")
-        iterates = replace(state.iterates, x=x, w=state.iterates.w + (x - state.iterates.x))
         self.state = replace(
             state,
-            iterates=iterates,
-            buffers=layout.buffers.flatten(tensors, self.device),
+            iterates=replace(state.iterates, x=x, w=w),
+            buffers=buffers,
             counters=layout.counters.flatten(tensors, self.device),
         )
 
     def _log(self, node_id: int, rejected: Rejected) -> None:
         """Log a node's first fault of each kind, and that it is given up: a liar may not flood."""
+        detail = f" ({rejected.detail})" if rejected.detail else ""
+        self.last_fault = rejected.reason.value + detail
         if (node_id, rejected.reason) not in self._told:
             self._told.add((node_id, rejected.reason))
-            detail = f" ({rejected.detail})" if rejected.detail else ""
-            reason = rejected.reason.value
-            logger.warning("Reply of node %d not used: %s%s.", node_id, reason, detail)
+            logger.warning("Reply of node %d not used: %s.", node_id, self.last_fault)
         node = self.state.nodes[node_id]
         if node.status is Status.SHUT:
             logger.warning(

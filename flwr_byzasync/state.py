@@ -104,6 +104,9 @@ class Node:
         Every accepted reply: seconds that the last ones took.
     metrics : mapping of str to float or tuple of float
         Every accepted reply: what it reported last.
+    begun : int
+        Every accepted reply: how many there were since its row began; `accepted`, unless the
+        row was dropped.
     point : Tensor or None
         (d,) every accepted reply: the query that it answered, where the next one says so too.
     """
@@ -117,6 +120,7 @@ class Node:
     shuts: int = 0
     reply_times: tuple[float, ...] = ()
     metrics: Metrics = field(default_factory=dict)
+    begun: int = 0
     point: Tensor | None = None
 
     @property

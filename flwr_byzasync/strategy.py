@@ -137,15 +137,18 @@ class AsyncRobust(RoundHooks):
     fraction_evaluate : float, optional
         Share of the connected nodes in [0, 1] that evaluate the model at the end of a round,
         while all go on training. None takes 1.0 where replies are models, as FedAvg does, and 0.0
-        elsewhere.
+        elsewhere. The run's end waits for answers, `reply_timeout` at most. A node whose first
+        answer was no metrics is not asked again; answers under way are in no checkpoint.
     min_evaluate_nodes : int, default 2
-        Nodes that evaluate at least, >= 0; with fewer connected nobody does.
+        Nodes that evaluate at least, >= 0; with fewer connected nobody does. Of two, one liar
+        moves the median anywhere: three or more keep it among the others.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : callable, optional
         ``(records, "num-examples") -> MetricRecord``, as in FedAvg. None takes the median, which
         one liar cannot distort: of what nodes reported last, weighted as their rows, and of
         evaluations, each node counting once. `flwr_byzasync.evaluation.mean_metrics` is a mean.
     early_stop : EarlyStop, optional
-        When the run may end before its last round.
+        When the run may end before its last round. This and the next two are for `start` alone:
+        Flower's synchronous loop knows nothing of them, and is refused.
     on_round_end : callable, optional
         ``(round, arrays, metrics of evaluate_fn) -> None``, called at the end of each round.
     checkpoints : Checkpoints, optional
@@ -361,6 +364,9 @@ class AsyncRobust(RoundHooks):
         check_integer("num_rounds", num_rounds, low=1, fix="pass for example num_rounds=20")
         check_number("timeout", timeout, low=0, closed="neither", fix="pass a time in seconds")
         configs = check_configs(train_config, evaluate_config)
+        if self.early_stop and self.early_stop.metric is not None and evaluate_fn is None:
+            legal, fix = "by time without an evaluate_fn", "pass evaluate_fn to start"
+            raise ConfigError("early_stop", self.early_stop, legal, fix)
         session = self._begin(initial_arrays, grid)
         layout = session.state.layout
         logger.info("Starting %s strategy:", type(self).__name__)

@@ -159,7 +159,9 @@ class Training:
         fresh = self._position.size == 0
         if fresh:
             self._evaluate(0)
-        if self._position.server_round > self._num_rounds or not self._gather(wanted):
+        if self._position.server_round > self._num_rounds or self._far_enough():
+            return
+        if not self._gather(wanted):
             return
         now = self._session.clock()
         size = size or self._position.size or len(loop.connected)
@@ -169,11 +171,17 @@ class Training:
         with self._signals if self._checkpoints else nullcontext():
             while self._position.server_round <= self._num_rounds and self._play_round(loop):
                 pass
-            self._wait_for_evaluations(loop, evaluations)
+            if evaluations.under_way:
+                self._wait_for_evaluations(loop, evaluations)
+                self._write()
 
     def on_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
         """Take note of what nodes found that a round's model is worth."""
-        self._result.evaluate_metrics_clientapp[server_round] = metrics
+        told = self._result.evaluate_metrics_clientapp
+        told[server_round] = metrics
+        # Flower shows them in this order, and a slow node's round may end after the next one.
+        for later in sorted(key for key in told if key > server_round):
+            told[later] = told.pop(later)
 
     def between(self) -> None:
         """Write the run down if it is time to, or a signal is waiting, which then goes on."""
@@ -191,15 +199,15 @@ class Training:
         done = position.server_round
         complete = loop.play_round(done, position.mark.accepted + position.size)
         self._result.arrays = session.arrays()
-        enough = self._finish_round(loop, done) if complete else None
+        enough = complete and self._finish_round(loop, done)
         every = None if self._checkpoints is None else self._checkpoints.every_rounds
         if not complete or enough or done == self._num_rounds or (every and done % every == 0):
             self._write()
         self.between()
         return complete and not enough
 
-    def _finish_round(self, loop: ArrivalLoop, done: int) -> str | None:
-        """Evaluate, tell and log a complete round; return why it may be the last, if it may."""
+    def _finish_round(self, loop: ArrivalLoop, done: int) -> bool:
+        """Evaluate, tell and log a complete round; return whether it may be the last."""
         session, position, end = self._session, self._position, self._end
         with self._nobody_is_late():
             self._result.arrays, metrics = end.aggregate(done)
@@ -215,11 +223,18 @@ class Training:
             with self._nobody_is_late():
                 end.callback(done, self._result.arrays, central)
         self._note(server_round=done + 1, mark=mark(session.state, session.clock()))
-        elapsed = session.clock() - self._began
-        enough = end.early_stop and end.early_stop.reached(central, elapsed)
+        return self._far_enough()
+
+    def _far_enough(self) -> bool:
+        """Whether the last finished round was the last one; a run that goes on asks it again."""
+        stop, done = self._end.early_stop, self._position.server_round - 1
+        if stop is None or done == 0:
+            return False
+        elapsed = self._position.mark.at - self._began
+        enough = stop.reached(self._result.evaluate_metrics_serverapp.get(done), elapsed)
         if enough:
             logger.info("The run ends after round %d: %s.", done, enough)
-        return enough or None
+        return enough is not None
 
     def _wait_for_evaluations(self, loop: ArrivalLoop, evaluations: Evaluations) -> None:
         while evaluations.under_way:
