@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from flwr_byzasync.client import Gradient, Query, client_app
 from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.helpers import buffer_names, byz_fraction
 from flwr_byzasync.simulation import VirtualGrid
 from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.strategy import AsyncRobust
@@ -21,5 +22,7 @@ __all__ = [
     "Query",
     "Reason",
     "VirtualGrid",
+    "buffer_names",
+    "byz_fraction",
     "client_app",
 ]

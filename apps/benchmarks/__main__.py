@@ -5,12 +5,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from apps.benchmarks import arrivals, attacks, faults, rules, validation
+from apps.benchmarks import arrivals, attacks, dropin, faults, rules, validation
 from flwr_byzasync import ConfigError
 
 BENCHMARKS = {
     "arrivals": arrivals,
     "attacks": attacks,
+    "dropin": dropin,
     "faults": faults,
     "rules": rules,
     "validation": validation,

@@ -6,12 +6,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
 from dropin_torch.task import Net, evaluate, held_out
-from flwr_byzasync import AsyncRobust
-from flwr_byzasync.helpers import buffer_names
+from flwr_byzasync import AsyncRobust, buffer_names
 
 app = ServerApp()
-
-STRATEGIES = {"fedavg": FedAvg, "fedmedian": FedMedian, "async": AsyncRobust}
 
 
 @app.main()
@@ -20,13 +17,13 @@ def main(grid: Grid, context: Context) -> None:
     settings = context.run_config
     torch.manual_seed(int(settings["seed"]))
     model = Net()
-    # The line that changes: FedAvg(...) becomes AsyncRobust(...), with the same arguments, and
-    # is told which arrays are statistics of the batch norm: a state_dict does not say so.
+    # The line that changes: AsyncRobust takes FedAvg's arguments, and is told which arrays are
+    # statistics of the batch norm, because a state_dict does not say so.
     given = {"fraction_train": 1.0, "fraction_evaluate": 0.5, "min_available_nodes": 2}
     if settings["strategy"] == "async":
         strategy = AsyncRobust(**given, buffers=buffer_names(model))
     else:
-        strategy = STRATEGIES[str(settings["strategy"])](**given)
+        strategy = {"fedavg": FedAvg, "fedmedian": FedMedian}[settings["strategy"]](**given)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
