@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from threadpoolctl import threadpool_limits
 
 from apps.benchmarks.local_flower import REPOSITORY
 from flwr_byzasync import VirtualGrid
@@ -63,6 +64,7 @@ def run(name: str, strategy: str, liars: int, seed: int, **changes: Any) -> str:
     with (
         VirtualGrid(client, nodes, run_config=config, seed=seed) as grid,
         warnings.catch_warnings(),
+        threadpool_limits(1),
         contextlib.redirect_stdout(printed),
     ):
         # Where FedAvg is ruined, numbers overflow.

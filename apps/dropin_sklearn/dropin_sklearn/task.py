@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 HELD_OUT = 360
 """Images that the server keeps for its own evaluation."""
@@ -64,6 +63,6 @@ def train(arrays: list[Floats], data: Data, epochs: int, regularisation: float) 
 def evaluate(arrays: list[Floats], data: Data) -> tuple[float, float]:
     """Return mean loss and accuracy."""
     images, labels = data
-    model = model_of(arrays)
-    loss = log_loss(labels, model.predict_proba(images), labels=CLASSES)
-    return float(loss), float(model.score(images, labels))
+    shares = model_of(arrays).predict_proba(images)
+    loss = -np.log(np.maximum(shares[np.arange(len(labels)), labels], 1e-12)).mean()
+    return float(loss), float((shares.argmax(axis=1) == labels).mean())
