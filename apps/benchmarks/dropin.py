@@ -15,9 +15,12 @@ import statistics
 import sys
 import tomllib
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from flwr.clientapp import ClientApp
@@ -25,13 +28,16 @@ from flwr.serverapp import ServerApp
 from threadpoolctl import threadpool_limits
 
 from apps.benchmarks.local_flower import REPOSITORY
-from flwr_byzasync import VirtualGrid
+from flwr_byzasync import AsyncRobust, VirtualGrid
 from flwr_byzasync.errors import check_integer
+from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.scene import VirtualNode
 
 APPS = ("dropin_torch", "dropin_sklearn", "dropin_numpy")
 STRATEGIES = {"fedavg": "FedAvg", "fedmedian": "FedMedian", "async": "AsyncRobust"}
 NODES, LIARS = 10, 4
+STEPS = (1.0, 0.5, 0.25)
+"""Server steps that are tried: m replies together move the model by so much of one round."""
 
 
 def folder_of(name: str) -> Path:
@@ -55,14 +61,23 @@ def compute(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.5, 2.0))
 
 
-def run(name: str, strategy: str, liars: int, seed: int, **changes: Any) -> str:
-    """Run an app, and return what it prints."""
+def run(
+    name: str,
+    strategy: str,
+    liars: int,
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> str:
+    """Run an app, and return what it prints; `settings` are more arguments for AsyncRobust."""
     server, client, config = load(name)
+    made = partial(AsyncRobust, **(settings or {}))
     given = {key.replace("_", "-"): value for key, value in changes.items()}
     config |= {"strategy": strategy, "byzantine-nodes": liars, "seed": seed, **given}
     printed, nodes = io.StringIO(), [VirtualNode(compute=compute)] * NODES
     with (
         VirtualGrid(client, nodes, run_config=config, seed=seed) as grid,
+        mock.patch.object(sys.modules[f"{name}.server_app"], "AsyncRobust", made),
         warnings.catch_warnings(),
         threadpool_limits(1),
         contextlib.redirect_stdout(printed),
@@ -75,7 +90,7 @@ def run(name: str, strategy: str, liars: int, seed: int, **changes: Any) -> str:
 
 def accuracies(printed: str) -> list[float]:
     """Return the server's own accuracy at the start and after each round, from a printed Result."""
-    told = printed[printed.index("ServerApp-side Evaluate Metrics") :]
+    told = printed[printed.rindex("ServerApp-side Evaluate Metrics") :]
     return [float(number) for number in re.findall(r"'accuracy': '([^']+)'", told)]
 
 
@@ -89,18 +104,37 @@ def main(options: argparse.Namespace) -> None:
     """Run all apps with all strategies and print a Markdown table."""
     check_integer("rounds", options.rounds, low=1, fix="pass for example --rounds 20")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    print(f"| app | liars of {NODES} | {' | '.join(STRATEGIES.values())} |")
-    print("|---|---" + "|---" * len(STRATEGIES) + "|")
+    columns: dict[str, tuple[str, dict[str, Any]]] = {
+        label: (key, {}) for key, label in STRATEGIES.items()
+    }
+    _table(columns, options)
+    print(f"\nAsyncRobust by its step: {', '.join(f'{lr:g}/m' for lr in STEPS)}, and 1 a reply.\n")
+    steps = {f"{lr:g}/m": SGD(lr=lr, per_node=True) for lr in STEPS} | {"1": SGD(lr=1.0)}
+    more = {"payload": "model"}
+    _table({label: ("async", {**more, "optimizer": sgd}) for label, sgd in steps.items()}, options)
+
+
+def _table(
+    columns: Mapping[str, tuple[str, Mapping[str, Any]]], options: argparse.Namespace
+) -> None:
+    """Print the accuracy of each app, with and without liars, by strategy and its settings."""
+    print(f"| app | liars of {NODES} | {' | '.join(columns)} |")
+    print("|---|---" + "|---" * len(columns) + "|")
     for name in APPS:
         for liars in (0, LIARS):
-            cells = [_cell(name, key, liars, options) for key in STRATEGIES]
+            cells = [_cell(name, key, liars, given, options) for key, given in columns.values()]
             print(f"| `{name}` | {liars} | {' | '.join(cells)} |", flush=True)
 
 
-def _cell(name: str, strategy: str, liars: int, options: argparse.Namespace) -> str:
+def _cell(
+    name: str, strategy: str, liars: int, settings: Mapping[str, Any], options: argparse.Namespace
+) -> str:
     """Return the mean of the final accuracies, and each."""
-    final = [
-        accuracies(run(name, strategy, liars, seed, num_server_rounds=options.rounds))[-1]
-        for seed in options.seeds
-    ]
+    final = []
+    for seed in options.seeds:
+        try:
+            told = run(name, strategy, liars, seed, settings, num_server_rounds=options.rounds)
+        except ValueError:  # scikit-learn refuses a model of infinities
+            return "diverges"
+        final.append(accuracies(told)[-1])
     return f"{statistics.mean(final):.3f} ({', '.join(f'{one:.3f}' for one in final)})"

@@ -107,13 +107,18 @@ class LocalFlower:
         return Command(done.returncode, log)
 
     def run(
-        self, overrides: str, nodes: int = 10, resources: str = "", seconds: float = 240
+        self,
+        overrides: str,
+        nodes: int = 10,
+        resources: str = "",
+        seconds: float = 240,
+        app: Path = REPOSITORY,
     ) -> Run:
-        """Run the app of this repository to its end and return what became of it."""
+        """Run an app, this repository's unless told otherwise, and return what became of it."""
         federation = f"num-supernodes={nodes} client-resources-num-cpus=1 {resources}".strip()
         began = time.monotonic()
         command = self.flwr(
-            *("run", str(REPOSITORY), "--federation-config", federation),
+            *("run", str(app), "--federation-config", federation),
             *("--run-config", overrides, "--stream"),
             seconds=seconds,
         )

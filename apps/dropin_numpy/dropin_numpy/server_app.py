@@ -10,15 +10,14 @@ from flwr_byzasync import AsyncRobust
 
 app = ServerApp()
 
-STRATEGIES = {"fedavg": FedAvg, "fedmedian": FedMedian, "async": AsyncRobust}
-
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train, print the result, save the model."""
     settings = context.run_config
     # The line that changes: FedAvg(...) becomes AsyncRobust(...), with the same arguments.
-    strategy = STRATEGIES[str(settings["strategy"])](
+    choices = {"fedavg": FedAvg, "fedmedian": FedMedian, "async": AsyncRobust}
+    strategy = choices[settings["strategy"]](
         fraction_train=1.0, fraction_evaluate=0.5, min_available_nodes=2
     )
     result = strategy.start(

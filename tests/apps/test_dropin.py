@@ -1,0 +1,127 @@
+"""Apps written for FedAvg, with AsyncRobust in its place and nothing else changed."""
+
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.benchmarks import dropin
+
+SEED, ROUNDS = 1, 10
+APPS = pytest.mark.parametrize("name", dropin.APPS)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Flower's line of every round of every run would drown a failure."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+@lru_cache
+def printed(name: str, strategy: str, liars: int) -> str:
+    """Return what a run of an app printed."""
+    return dropin.run(name, strategy, liars, SEED, num_server_rounds=ROUNDS)
+
+
+def late(name: str, strategy: str, liars: int) -> float:
+    """Return the median accuracy of the last rounds: with stale replies single ones swing."""
+    return float(np.median(dropin.accuracies(printed(name, strategy, liars))[-5:]))
+
+
+@APPS
+def test_without_liars_async_is_about_as_good_as_fedavg(name: str) -> None:
+    assert late(name, "fedavg", 0) > 0.85
+    assert late(name, "async", 0) > late(name, "fedavg", 0) - 0.08
+
+
+@APPS
+def test_with_four_liars_of_ten_async_is_about_as_good_as_fedavg_without(name: str) -> None:
+    assert late(name, "async", dropin.LIARS) > late(name, "fedavg", 0) - 0.08
+
+
+@APPS
+def test_the_same_liars_ruin_fedavg(name: str) -> None:
+    assert late(name, "fedavg", dropin.LIARS) < 0.2
+
+
+@APPS
+def test_the_same_liars_cost_fedmedian_something_and_do_not_ruin_it(name: str) -> None:
+    robbed = late(name, "fedmedian", dropin.LIARS)
+    assert 0.6 < robbed < late(name, "fedmedian", 0)
+
+
+@APPS
+@pytest.mark.parametrize("strategy", ["fedavg", "async"])
+def test_a_result_is_printed_as_flower_prints_it(name: str, strategy: str) -> None:
+    told = printed(name, strategy, 0)
+    parts = re.split(r"^(.+ Metrics|Global Arrays):$", told, flags=re.M)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    rounds = {
+        title: [int(k) for k in re.findall(r"(\d+): {", text)] for title, text in sections.items()
+    }
+    assert rounds["ServerApp-side Evaluate Metrics"] == list(range(ROUNDS + 1))
+    assert rounds["Aggregated ClientApp-side Train Metrics"] == list(range(1, ROUNDS + 1))
+    assert rounds["Aggregated ClientApp-side Evaluate Metrics"] == list(range(1, ROUNDS + 1))
+    assert "num-examples" not in told
+    # Metrics that are lists of floats come out as lists.
+    assert len(re.findall(r"'loss_[a-z_]+': \"\['", told)) == ROUNDS
+
+
+def test_a_pytorch_model_is_saved_with_its_integer_buffers(tmp_path: Path) -> None:
+    path = tmp_path / "final.pt"
+    told = dropin.run("dropin_torch", "async", 0, SEED, num_server_rounds=2, save_to=str(path))
+    assert f"The final model is in {path}." in told
+    saved = torch.load(path, weights_only=True)
+    from dropin_torch.task import Net  # on the path since the app was loaded
+
+    fresh = Net().state_dict()
+    assert {k: (v.shape, v.dtype) for k, v in saved.items()} == {
+        k: (v.shape, v.dtype) for k, v in fresh.items()
+    }
+    # 2 epochs of 3 batches a reply: a count that a node sent, never an average.
+    assert int(saved["norm1.num_batches_tracked"]) in {6, 12}
+    assert float(saved["norm1.running_var"].min()) > 0
+    Net().load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("dropin_sklearn", {"coefficients": (10, 64), "intercepts": (10,)}),
+        ("dropin_numpy", {"weights": (20, 5), "biases": (5,)}),
+    ],
+)
+def test_a_numpy_model_is_saved_in_float64(
+    name: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    path = tmp_path / "final.npz"
+    dropin.run(name, "async", 0, SEED, num_server_rounds=1, save_to=str(path))
+    with np.load(path) as saved:
+        assert {key: (a.shape, a.dtype) for key, a in saved.items()} == {
+            key: (shape, np.dtype(np.float64)) for key, shape in shapes.items()
+        }
+
+
+@pytest.mark.parametrize("name", ["dropin_sklearn", "dropin_numpy"])
+def test_a_client_on_numpy_imports_no_torch(name: str) -> None:
+    code = f"import sys, {name}.client_app; sys.exit('torch' in sys.modules)"
+    folder = dropin.folder_of(name)
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
+
+
+def test_the_clients_know_nothing_of_this_package() -> None:
+    for name in dropin.APPS:
+        for module in ("client_app", "task"):
+            text = (dropin.folder_of(name) / name / f"{module}.py").read_text(encoding="utf-8")
+            assert "byz." not in text and "flwr_byzasync" not in text
