@@ -1,6 +1,7 @@
 """Federated evaluation: some nodes are asked how good the model is, while all go on training."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -19,6 +20,9 @@ logger = getLogger("flwr")
 
 CLAIMED = "num-examples"
 """What Flower weights metrics by, and leaves out of them. A node says it, so nothing is."""
+MOST_OWED = 2
+"""Answers that a node may owe and still be asked: a question waits behind the query that its node
+works on, so that the answer comes after the next round's end; beyond that a node is too slow."""
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
@@ -208,7 +212,8 @@ class Evaluations:
         A node whose first answer was no metrics is not asked again: it has no evaluate function,
         or lies, and then it costs nobody else a question.
         """
-        busy = {node_id for _, node_id, _ in self._asked.values()}
+        owed = Counter(node_id for _, node_id, _ in self._asked.values())
+        busy = [node_id for node_id, answers in owed.items() if answers >= MOST_OWED]
         able = [node_id for node_id in connected if node_id not in self._unable]
         for message in self.settings.questions(
             server_round, arrays, self.config, able, self.wire, busy
