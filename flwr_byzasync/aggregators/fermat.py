@@ -101,13 +101,14 @@ def _steps_off(offset: Tensor, distance: Tensor, w: Tensor, here: int) -> Tensor
         (m − here, k), zero where a group holds the point.
     """
     order = distance.argsort()
-    near, far = order.split([here, len(order) - here])
+    near, far = order[:here], order[here:]
     pulls = w[far] / distance[far]
     rest = (pulls.unsqueeze(1) * offset[far]).flip(0).cumsum(dim=0).flip(0)
     curvature = pulls.flip(0).cumsum(dim=0).flip(0)
     held = w[near].sum() + w[far].cumsum(dim=0) - w[far]
     length = (1 - held / vector_norm(rest, dim=1)).clamp(min=0.0) / curvature
-    return length.nan_to_num(nan=0.0).unsqueeze(1) * rest
+    steps: Tensor = length.nan_to_num(nan=0.0).unsqueeze(1) * rest
+    return steps
 
 
 def _best_data_point(p: Tensor, w: Tensor) -> int:
