@@ -16,6 +16,7 @@ from flwr_byzasync.estimators import Estimator, mu2, sgd
 from flwr_byzasync.mods import attack_mod
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.weights import StalenessDiscount
 
 START = {"x": torch.tensor([4.0, -4.0])}
@@ -300,7 +301,16 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("payload", 3), ("buffers", (1, 2)), ("buffers", None), ("device", 3.5),
         ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
         ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", 3),
-        ("optimizer", SGD), ("optimizer", "sgd"),
+        ("optimizer", SGD), ("optimizer", "sgd"), ("payload", "weights"), ("payload", "Model"),
+        ("correction", "both"), ("correction", "server"), ("correction", None),
+        ("momentum", 1.0), ("momentum", -0.1), ("momentum", "0.9"), ("momentum", 0.9),
+        ("beta", 0.0), ("beta", 1.5), ("beta", True), ("fraction_evaluate", -0.1),
+        ("fraction_evaluate", 1.1), ("fraction_evaluate", "all"), ("min_evaluate_nodes", -1),
+        ("min_evaluate_nodes", 2.5), ("min_evaluate_nodes", None), ("min_train_nodes", 0),
+        ("min_train_nodes", "2"), ("train_metrics_aggr_fn", "mean"),
+        ("evaluate_metrics_aggr_fn", 3), ("early_stop", 0.95), ("early_stop", EarlyStop),
+        ("on_round_end", "save"), ("fraction_train", 0.5), ("fraction_train", 0.0),
+        ("weighted_by_key", "num-examples"), ("arrayrecord_key", "arrays-prev"),
     ],
 )  # fmt: skip
 def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
@@ -311,3 +321,31 @@ def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_mov
     error = caught.value
     assert error.argument == argument and error.legal and error.fix
     assert str(error).startswith(f"{argument}=") and str(value)[:20] in str(error)
+
+
+@pytest.mark.parametrize("settings", [{"payload": "gradient"}, {"payload": "momentum"}])
+def test_only_models_have_a_step_of_their_own(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer=None .*AnyTimeSGD"):
+        AsyncRobust(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"payload": "gradient", "correction": "server", "momentum": 0.5},
+        {"payload": "model", "correction": "server"},
+    ],
+)
+def test_two_memories_of_one_node_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^(momentum|correction)="):
+        strategy_of(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("fraction_train", "max_pace"), ("weighted_by_key", "weights=")]
+)
+def test_an_argument_of_fedavg_that_means_nothing_here_says_what_does(name: str, says: str) -> None:
+    value = {"fraction_train": 0.3, "weighted_by_key": "num-examples"}[name]
+    with pytest.raises(ConfigError) as caught:
+        AsyncRobust(**{name: value})  # type: ignore[arg-type]
+    assert says in caught.value.fix
