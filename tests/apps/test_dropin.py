@@ -7,12 +7,18 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 
 from apps.benchmarks import dropin
+from flwr_byzasync import AsyncRobust, VirtualGrid
 
 SEED, ROUNDS = 1, 10
 APPS = pytest.mark.parametrize("name", dropin.APPS)
@@ -125,3 +131,42 @@ def test_the_clients_know_nothing_of_this_package() -> None:
         for module in ("client_app", "task"):
             text = (dropin.folder_of(name) / name / f"{module}.py").read_text(encoding="utf-8")
             assert "byz." not in text and "flwr_byzasync" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "mod"),
+    [
+        ("ServerSideFixedClipping", None),
+        ("ServerSideAdaptiveClipping", None),
+        ("ClientSideFixedClipping", fixedclipping_mod),
+        ("ClientSideAdaptiveClipping", adaptiveclipping_mod),
+    ],
+)
+def test_it_trains_inside_flower_s_wrappers_for_differential_privacy(name: str, mod: Any) -> None:
+    _, client, config = dropin.load("dropin_numpy")
+    from dropin_numpy import server_app, task
+
+    def app(message: Message, context: Context) -> Message:
+        reply: Message = mod(message, context, client) if mod else client(message, context)
+        return reply
+
+    strategy = AsyncRobust()
+    norm = {"clipping_norm": 10.0} if "Fixed" in name else {}
+    wrapped = getattr(stock, f"DifferentialPrivacy{name}")(
+        strategy, noise_multiplier=0.01, num_sampled_clients=10, **norm
+    )
+    with VirtualGrid(app, dropin.NODES, run_config=config) as grid:
+        start = ArrayRecord(task.initial(SEED))
+        result = wrapped.start(grid, start, 6, evaluate_fn=server_app.central_evaluation)
+    accuracy = result.evaluate_metrics_serverapp[6]["accuracy"]
+    assert isinstance(accuracy, float) and accuracy > 0.8
+    assert strategy.statistics().steps > 0 and not strategy.statistics().reasons
+
+
+def test_accounting_of_privacy_is_refused_by_flower_itself() -> None:
+    accounting = pytest.importorskip("flwr.supercore.privacy_accounting")
+    config = SimpleNamespace(sampling_method=accounting.SamplingMethod.NO_AMPLIFICATION)
+    with pytest.raises(ValueError, match=r"FedAvg\.aggregate_train"):
+        stock.DifferentialPrivacyServerSideFixedClipping(
+            AsyncRobust(), 0.01, 10.0, 10, accountant=SimpleNamespace(config=config)
+        )
