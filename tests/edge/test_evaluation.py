@@ -336,7 +336,8 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> None:
     """Flower's own mean is one of those that a strange reply breaks: the run goes on."""
     # Usable at first, or the node would not be asked again.
-    kinds = iter(["good", *HOSTILE])
+    chosen = ["good", *list(HOSTILE)[::4]]  # the hooks are given every one, below
+    kinds = iter(chosen)
     app = app_of()
 
     def node(message: Message) -> RecordDict:
@@ -355,13 +356,13 @@ def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> N
         strategy = AsyncRobust(
             clock=clock, sleep=clock.sleep, poll_interval=0.5, evaluate_metrics_aggr_fn=function
         )
-        rounds = len(HOSTILE) + 1
+        rounds = len(chosen)
         result = strategy.start(FakeGrid(clock, nodes), ArrayRecord(START), rounds)
         assert strategy.statistics().accepted == 5 * rounds
         return result.evaluate_metrics_clientapp
 
     expected, reached = run_with(node), run_with(hostile)
-    assert next(kinds, None) is None and len(expected) == len(HOSTILE) + 1
+    assert next(kinds, None) is None and len(expected) == len(chosen)
     if function is None:
         assert reached == expected
     else:

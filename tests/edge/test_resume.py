@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from flwr_byzasync.estimators import mu2
 from flwr_byzasync.omniscient import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.training import RETURN_SECONDS
 from tests.apps.virtual import run_app
 
@@ -42,7 +44,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     "counts": {},
     "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_pace": 2.0},
     "waits and drops": {"below_min_nodes": "wait", "min_nodes": 3, "lost_rows": "drop"},
-}
+    "models": {"payload": "model", "momentum": 0.5, "fraction_evaluate": 0.0},
+    "the server corrects": {
+        "payload": "gradient", "correction": "server", "beta": None, "lost_rows": "drop"
+    },
+}  # fmt: skip
 CHURN = (
     Churn(1.3, 1, "leave"),
     Churn(2.1, 2, "crash"),
@@ -60,9 +66,24 @@ def noisy(query: Query) -> Gradient:
     )
 
 
+def returning_weights(message: Message, context: Context) -> Message:
+    """A ClientApp that knows nothing of this package; its noise follows from what it is sent."""
+    arrays = message.content["arrays"].to_torch_state_dict()  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(crc32(arrays["x"].numpy().tobytes()))
+    far = arrays["x"] - 1.0 + 0.1 * torch.randn(3, generator=generator)
+    reply = {"x": arrays["x"] - 0.5 * far, "seen": arrays["seen"] + context.node_id}
+    metrics = MetricRecord({"loss": float(far.norm())})
+    return Message(RecordDict({"model": ArrayRecord(reply), "metrics": metrics}), reply_to=message)
+
+
 def federation(churn: tuple[Churn, ...] = (), nodes: int = NODES, seed: int = 3) -> VirtualGrid:
     scene = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.7), network=0.1)] * nodes
-    app = client_app(noisy, estimator=mu2())
+    ours = client_app(noisy, estimator=mu2())
+
+    def app(message: Message, context: Context) -> Message:
+        theirs = "byz.payload" not in message.content["config"]
+        return (returning_weights if theirs else ours)(message, context)
+
     return VirtualGrid(app, scene, run_config={"seed": 1}, seed=seed, churn=churn)
 
 
@@ -108,11 +129,17 @@ class Killing(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
+def plain(thing: Any) -> dict[str, Any]:
+    """Return a dataclass's fields, its tensors as numbers that can be compared."""
+    values = vars(thing).items()
+    return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values}
+
+
 class Run:
     """One process of a run: its strategy, what it evaluated and what came of it."""
 
     def __init__(self, folder: Path | None, rule: str = "cwmed", **changes: Any) -> None:
-        resume = folder is not None and any(folder.iterdir())
+        resume = folder is not None and folder.exists() and any(folder.iterdir())
         given = {
             "aggregator": RULES[rule],
             "optimizer": AnyTimeSGD(lr=0.05),
@@ -151,8 +178,8 @@ class Run:
             {k: dict(v) for k, v in self.result.evaluate_metrics_serverapp.items()},
             {k: dict(v) for k, v in self.result.train_metrics_clientapp.items()},
             self.strategy.statistics(),
-            list(state.nodes.items()),
-            list(state.book.items()),
+            [(key, plain(node)) for key, node in state.nodes.items()],
+            [(key, plain(line)) for key, line in state.book.items()],
             (dict(state.reasons), state.queries, state.founders, state.awaited),
         )
 
@@ -412,6 +439,35 @@ def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
     killed_at(12, tmp_path)
     with federation() as grid, pytest.raises(ConfigError, match=r"^resume=False .*resume=True"):
         Run(tmp_path, resume=False).start(grid)
+
+
+@pytest.mark.parametrize("changes", [{"beta": 0.5}, {"correction": "client"}])
+def test_replies_that_are_read_otherwise_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    given = POLICIES["the server corrects"]
+    killed_at(12, tmp_path, **given)
+    with federation() as grid, pytest.raises(ConfigError, match=r"^payload="):
+        Run(tmp_path, **{**given, **changes}).start(grid)
+
+
+@pytest.mark.parametrize("stop", [EarlyStop("replies", at_least=18), EarlyStop(seconds=5.0)])
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop) -> None:
+    """Also where it was killed before it could say so, after its last checkpoint."""
+    with federation() as grid:
+        whole = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        clock = grid.clock()
+        again = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        assert again.outcome == whole.outcome and again.evaluated == []
+        assert grid.clock() == clock
+    rounds = max(whole.evaluated)
+    assert 1 < rounds < 10
+    with federation() as grid:
+        with pytest.raises(KeyboardInterrupt):
+            Run(tmp_path / "b", early_stop=stop).start(Killing(grid, 9 * rounds), rounds=50)
+        assert Run(tmp_path / "b", early_stop=stop).start(grid, rounds=50).outcome == whole.outcome
+        more = Run(tmp_path / "b").start(grid, rounds=rounds + 1)
+    assert more.evaluated == [rounds + 1]
 
 
 @pytest.mark.parametrize(
