@@ -62,8 +62,9 @@ class AsyncRobust(RoundHooks):
         fluctuates around 0.4.
     optimizer : Optimizer, optional
         The server's step, for example ``AnyTimeSGD(lr=0.01, gamma=0.1)``. None takes
-        ``SGD(lr=1.0, per_node=True)``, for models: each reply moves the model by 1/m of what m
-        nodes say, so that m replies move it as far as one round of FedAvg.
+        ``SGD(lr=0.5, per_node=True)``, for models: each reply moves the model by 0.5/m of what m
+        nodes say, so that m replies move it half as far as one round of FedAvg; replies are old,
+        and twice that is at the edge of what is stable.
     min_nodes : int, optional
         Distinct nodes that must have replied before the first step, >= 1. None waits for every
         node of the start that is still there, unless it takes ten times as long as the others,
