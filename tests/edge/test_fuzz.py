@@ -12,7 +12,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from flwr_byzasync import AsyncRobust, Reason, events, records
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
+from flwr_byzasync.reading import Reading
 from flwr_byzasync.records import Wire
 from flwr_byzasync.replies import MAX_METRICS
 from flwr_byzasync.session import Session
@@ -81,7 +82,15 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
     return weights.to(rows.dtype) @ rows / weights.sum()
 
 
-def session_of(kind: int, clock: Callable[[], float]) -> Session:
+READINGS = (
+    Reading("model"),
+    Reading("model", momentum=0.5),
+    Reading("gradient", momentum=0.9),
+    Reading("gradient", "server", beta=None),
+)
+
+
+def session_of(kind: int, clock: Callable[[], float], reading: Reading | None = None) -> Session:
     """Return a session whose policy follows the bits of `kind`."""
     policy = Policy(
         min_nodes=(None, 1, 2, 3)[kind & 3],
@@ -89,11 +98,12 @@ def session_of(kind: int, clock: Callable[[], float]) -> Session:
         below_min_nodes=("continue", "wait")[kind >> 3 & 1],
         lost_rows=("keep", "drop")[kind >> 4 & 1],
         max_pace=(None, 2.0)[kind >> 6 & 1],
+        reading=reading or Reading(),
     )
     weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
     # Small, because huge replies must not end in infinity: no rule is under test.
     state = begin(MODEL, ["mean"], mean, SGD(1e-200), policy, CPU, weigh)
-    return Session(state, Wire("momentum", "arrays", "config"), CPU, clock)
+    return Session(state, Wire(policy.reading.payload, "arrays", "config"), CPU, clock)
 
 
 def held(state: ServerState) -> tuple[object, ...]:
@@ -297,6 +307,63 @@ def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
     for seed in range(40):
         play(seeded(seed), replies, reached)
     assert_all_reached(reached)
+
+
+def in_the_words_of(reading: Reading, content: RecordDict, query: int, before: bool) -> RecordDict:
+    """Turn a reply of the zoo into one of another payload, with what is wrong in it."""
+    arrays, others = content.get("arrays"), content.get("buffers")
+    if reading.payload == "model" and isinstance(arrays, ArrayRecord):
+        if isinstance(others, ArrayRecord):
+            for name, array in others.items():
+                arrays[name] = array
+            del content["buffers"]
+    elif before and isinstance(arrays, ArrayRecord):
+        content["arrays-prev"] = arrays
+    config = content.get("config")
+    if isinstance(config, ConfigRecord) and config.get("byz.payload") == "momentum":
+        config["byz.payload"] = reading.payload
+    set_echo(content, query, None)
+    return content
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_whatever_replies_are_only_accepted_ones_move_the_model(
+    reading: Reading, message: Message
+) -> None:
+    names = [name for name in (*ZOO, *USABLE) if name != "no content"]
+    reached: Counter[object] = Counter()
+
+    @settings(max_examples=max(10, EXAMPLES // 5))
+    @given(st.binary(min_size=61, max_size=61))
+    def law(script: bytes) -> None:
+        session = session_of(script[0] & 0b0111101, lambda: 0.0, reading)
+        session.state = events.on_connected(session.state, range(4))
+        for k in range(1, len(script), 3):
+            what, whose, which = script[k : k + 3]
+            node_id, key = whose % 4, f"{k}"
+            session.state = events.on_connected(session.state, range(4 if what % 8 else 3))
+            session.state = events.on_sent(session.state, node_id, key, session.state.queries, 0.0)
+            line = session.state.book[key]
+            assert (line.point is not None) == reading.keeps_sent
+            # Half of them can be used.
+            name = names[which % len(names)] if what & 1 else list(USABLE)[which % len(USABLE)]
+            made = ZOO[name][0]() if name in ZOO else USABLE[name]()
+            if isinstance(made, RecordDict):
+                made = in_the_words_of(reading, made, line.query, line.before)
+            before, contents = session.state, written(session.state)
+            session.receive(key, answered(message, made))
+            after = session.state
+            accepted = after.accepted - before.accepted
+            reached[accepted] += 1
+            assert accepted + sum(after.reasons.values()) - sum(before.reasons.values()) == 1
+            if not accepted:
+                assert written(after) == contents
+                assert all(a is b for a, b in zip(held(after), held(before), strict=True))
+            assert bool(after.tables.parameters.view().rows.isfinite().all())
+            assert bool(after.iterates.x.isfinite().all())
+
+    law()
+    assert reached[1] > 20 and reached[0] > 20
 
 
 @settings(max_examples=max(5, EXAMPLES // 10))
