@@ -169,8 +169,8 @@ def test_inside_a_wrapper_replies_are_clipped_and_nodes_are_sent_the_noisy_model
     result = federation.run(strategy, rounds=1)
     assert strategy.strategy.statistics().accepted == 4
     moved = START["w"] - result.arrays.to_torch_state_dict()["w"]
-    # The first step waits for all four: a quarter of a vector that is cut from 2.83 to 1.
-    assert float(moved.norm()) == pytest.approx(0.25, rel=1e-5)
+    # The first step waits for all four: half of a quarter of a vector that is cut from 2.83 to 1.
+    assert float(moved.norm()) == pytest.approx(0.125, rel=1e-5)
     np.random.seed(0)  # noqa: NPY002
     strategy, federation = wrapped(name, noise=0.3)
     returned: list[torch.Tensor] = []

@@ -177,8 +177,8 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
     assert list(reached) == list(given)
     # Never averaged: the lower of the two in the middle. The median of floating buffers is.
     assert reached["n.num_batches_tracked"] == 20 and reached["n.running_mean"].tolist() == [2.5]
-    # One step of four: a quarter of what each said.
-    assert torch.equal(reached["b.weight"], given["b.weight"] - 0.125)
+    # One step of four: half of a quarter of what each said.
+    assert torch.equal(reached["b.weight"], given["b.weight"] - 0.0625)
     assert torch.equal(reached["a.weight"], given["a.weight"])
     assert result.train_metrics_clientapp[1] == {"loss": 2.0}
 
@@ -450,7 +450,7 @@ def test_an_optimizer_of_a_third_party_says_whether_it_steps_per_node() -> None:
 
 @pytest.mark.parametrize("liars", [0, 3])
 def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
-    """With the defaults, and nodes in turn: the drop-in reaches what averaging reaches."""
+    """With a step of 1/m, and nodes in turn: the drop-in reaches what averaging reaches."""
 
     def node(message: Message, context: Context) -> Message:
         reply = trained(message, context)
@@ -459,13 +459,14 @@ def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
             reply.content["model"] = ArrayRecord(lie)  # type: ignore[arg-type]
         return reply
 
-    strategy = AsyncRobust(fraction_evaluate=0.0)
+    whole: dict[str, Any] = {"optimizer": SGD(1.0, per_node=True), "payload": "model"}
+    strategy = AsyncRobust(fraction_evaluate=0.0, **whole)
     with VirtualGrid(node, 10) as grid:
         result = strategy.start(grid, ArrayRecord(MODEL), 20)  # type: ignore[arg-type]
     reached = result.arrays.to_torch_state_dict()["w"]
     in_rounds = 0.7**20
     assert float(reached[0]) == pytest.approx(4 * in_rounds, abs=4 * 0.02)
-    mean = AsyncRobust(Mean(), fraction_evaluate=0.0)
+    mean = AsyncRobust(Mean(), fraction_evaluate=0.0, **whole)
     with VirtualGrid(node, 10) as grid:
         moved = mean.start(grid, ArrayRecord(MODEL), 20)  # type: ignore[arg-type]
     assert (float(moved.arrays.to_torch_state_dict()["w"].norm()) > 100) == (liars > 0)
