@@ -115,6 +115,6 @@ def check_names(name: str, names: object) -> tuple[str, ...]:
     """Return names as a tuple; one string is no collection of names."""
     given = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if given is None or not all(isinstance(each, str) for each in given):
-        fix = "pass for example [name for name, _ in model.named_buffers()]"
+        fix = "pass for example buffer_names(model)"
         raise ConfigError(name, names if given is None else given, "a collection of names", fix)
     return given

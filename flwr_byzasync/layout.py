@@ -145,9 +145,7 @@ class ModelLayout:
         unknown = sorted(set(buffers) - set(tensors))
         if unknown:
             legal = f"names among {', '.join(tensors) or 'the initial arrays'}"
-            raise ConfigError(
-                "buffers", unknown, legal, "take them from dict(model.named_buffers())"
-            )
+            raise ConfigError("buffers", unknown, legal, "take them from buffer_names(model)")
         groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "buffers": {}, "counters": {}}
         for name, tensor in tensors.items():
             _check_initial(name, tensor)
@@ -178,6 +176,23 @@ class ModelLayout:
         for group in groups:
             merged.update(group)
         return {name: merged[name] for name in self.order}
+
+
+def statistics_of(names: Collection[str]) -> tuple[str, ...]:
+    """Return the names that PyTorch's batch norms give their running statistics.
+
+    Known by the counter beside them, which nothing else has.
+
+    Examples
+    --------
+    >>> statistics_of(["1.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"])
+    ('1.running_mean', '1.running_var')
+    """
+    ending = "num_batches_tracked"
+    prefixes = {name.removesuffix(ending) for name in names if name.endswith(ending)}
+    kinds = ("running_mean", "running_var")
+    statistics = {f"{prefix}{kind}" for prefix in prefixes for kind in kinds}
+    return tuple(name for name in names if name in statistics)
 
 
 def _check_initial(name: str, tensor: Tensor) -> None:

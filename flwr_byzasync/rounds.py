@@ -13,6 +13,7 @@ from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.evaluation import EvaluationSettings, MetricsFn, aggregated
 from flwr_byzasync.events import due_nodes, on_connected, on_sent, on_unsent
+from flwr_byzasync.layout import statistics_of
 from flwr_byzasync.optimizers import Optimizer
 from flwr_byzasync.progress import heard
 from flwr_byzasync.records import Wire
@@ -36,7 +37,7 @@ class RoundHooks(Strategy):
     optimizer: Optimizer
     policy: Policy
     weights: WeightPolicy
-    buffers: tuple[str, ...]
+    buffers: tuple[str, ...] | None
     device: torch.device
     checkpoints: Checkpoints | None
     evaluation: EvaluationSettings
@@ -146,9 +147,10 @@ class RoundHooks(Strategy):
         if not isinstance(initial_arrays, ArrayRecord):
             fix = "pass for example ArrayRecord(model.state_dict())"
             raise ConfigError("initial_arrays", type(initial_arrays), "an ArrayRecord", fix)
+        tensors = records.tensors_of(initial_arrays)
         state = begin(
-            records.tensors_of(initial_arrays),
-            self.buffers,
+            tensors,
+            statistics_of(tensors) if self.buffers is None else self.buffers,
             self.aggregator,
             self.optimizer,
             self.policy,

@@ -79,10 +79,11 @@ class AsyncRobust(RoundHooks):
         Accepted replies that make a round, >= 1: evaluation and logging happen at its end. None
         takes the number of nodes connected at the start. The first round lasts until the first
         step, however many replies that takes.
-    buffers : collection of str
-        Names of the initial arrays that are no parameters, such as batch-norm statistics; a
-        ``state_dict`` does not say which they are. Floating ones follow the weighted median of
-        the nodes' values; integer arrays are never averaged.
+    buffers : collection of str, optional
+        Names of the initial arrays that are no parameters, for example ``buffer_names(model)``;
+        a ``state_dict`` does not say which they are. None takes the running statistics of
+        PyTorch's batch norms, known by the counter beside them. Floating ones follow the
+        weighted median of the nodes' values; integer arrays are never averaged.
     payload : {"model", "momentum", "gradient"}, optional
         What a reply is. "model": weights, from ClientApps that know nothing of this package;
         what that node was sent minus what it returned is its vector. "momentum": the vector that
@@ -200,7 +201,7 @@ class AsyncRobust(RoundHooks):
         min_available_nodes: int | None = None,
         min_train_nodes: int | None = None,
         updates_per_round: int | None = None,
-        buffers: Iterable[str] = (),
+        buffers: Iterable[str] | None = None,
         payload: str | None = None,
         correction: str = "client",
         momentum: float = 0.0,
@@ -255,7 +256,7 @@ class AsyncRobust(RoundHooks):
         self.weights = weighting(weights, max_share)
         self.min_available_nodes = check_least(min_available_nodes, min_train_nodes, min_nodes)
         self.updates_per_round = check_count("updates_per_round", updates_per_round)
-        self.buffers = check_names("buffers", buffers)
+        self.buffers = None if buffers is None else check_names("buffers", buffers)
         fix = "pass a time in seconds"
         self.poll_interval = check_number(
             "poll_interval", poll_interval, low=0, closed="neither", fix=fix

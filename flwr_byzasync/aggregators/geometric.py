@@ -14,10 +14,13 @@ from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
 
 @dataclass(frozen=True)
 class GeometricMedian(WeightedRule):
-    """Geometric median ``argmin_z Σ s_i ‖x_i − z‖``, solved to rounding.
+    """Geometric median ``argmin_z Σ s_i ‖x_i − z‖``, solved until the slope is rounding.
 
     Exact where the minimiser is one of the rows. Where the minimisers form a segment (rows on
     a line with half the weight on each side of a gap), its midpoint.
+
+    Where rows nearly lie on a line with half of the weight on each side, float64 does not settle
+    the position along it.
 
     Guarantees
     ----------

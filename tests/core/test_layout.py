@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import ConfigError
-from flwr_byzasync.layout import Layout, ModelLayout
+from flwr_byzasync.layout import Layout, ModelLayout, statistics_of
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -70,3 +70,15 @@ def test_a_model_that_cannot_be_trained_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{names}=.* is not legal: it must be"):
         ModelLayout.of(tensors, buffers)
+
+
+def test_the_statistics_of_batch_norms_are_known_by_their_counters() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model = torch.nn.Sequential(inner, torch.nn.LayerNorm(2), norm)
+    found = statistics_of(model.state_dict())
+    floating = [k for k, b in model.named_buffers() if b.is_floating_point()]
+    assert list(found) == floating and len(found) == 4
+    assert statistics_of(norm.state_dict()) == ("running_mean", "running_var")
+    # Without its counter a name proves nothing.
+    assert statistics_of(["running_mean", "a.running_var", "b.num_batches_tracked"]) == ()

@@ -298,7 +298,7 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("reply_timeout", float("inf")), ("reply_timeout", None), ("reply_timeout", "600"),
         ("min_reply_timeout", 0.0), ("min_reply_timeout", "60"), ("min_reply_timeout", None),
         ("poll_interval", 0.0), ("poll_interval", float("nan")), ("poll_interval", None),
-        ("payload", 3), ("buffers", (1, 2)), ("buffers", None), ("device", 3.5),
+        ("payload", 3), ("buffers", (1, 2)), ("buffers", "mean"), ("device", 3.5),
         ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
         ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", 3),
         ("optimizer", SGD), ("optimizer", "sgd"), ("payload", "weights"), ("payload", "Model"),

@@ -167,7 +167,7 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
         return RecordDict({"any name": ArrayRecord(arrays), "told": MetricRecord({"loss": 2.0})})
 
     strategy = AsyncRobust(
-        buffers=["n.running_mean"], fraction_evaluate=0.0, clock=clock, sleep=clock.sleep,
+        fraction_evaluate=0.0, clock=clock, sleep=clock.sleep,
         min_available_nodes=4,
     )  # fmt: skip
     grid = FakeGrid(clock, {k: FakeNode(node) for k in (1, 2, 3, 4)})
