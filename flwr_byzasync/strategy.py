@@ -97,10 +97,12 @@ class AsyncRobust(RoundHooks):
         replies are models or gradients.
     beta : float or None, default 0.25
         With ``correction="server"``: weight in (0, 1] of a new gradient; None for 1/(s + 1).
-    weights : {"counts", "uniform", "staleness"} or WeightPolicy, default "counts"
+    weights : {"counts", "uniform", "staleness"} or WeightPolicy, optional
         What a row weighs: its node's accepted replies s_i, 1, ``s_i (1 + τ_i)^−½`` with τ_i
         the server steps since its query was sent, or a policy of your own, for example
-        ``StalenessDiscount(power=1.0)``.
+        ``StalenessDiscount(power=1.0)``. None takes "counts" where rows are momenta, whose noise
+        falls with the count, and "uniform" where replies are models, each of which is as good as
+        the first: the liars' share is then that of the nodes, whoever replies first.
     max_share : float, optional
         Largest share of all weight that one node may hold, in (0, 1]: heavier rows are cut to
         one common weight. f liars then hold at most ``f·max_share``, however fast they answer;
@@ -206,7 +208,7 @@ class AsyncRobust(RoundHooks):
         correction: str = "client",
         momentum: float = 0.0,
         beta: float | None = 0.25,
-        weights: str | WeightPolicy = "counts",
+        weights: str | WeightPolicy | None = None,
         max_share: float | None = None,
         max_pace: float | None = None,
         below_min_nodes: str = "continue",
@@ -253,6 +255,8 @@ class AsyncRobust(RoundHooks):
             max_pace,
             self.reading,
         )
+        if weights is None:
+            weights = "uniform" if drop_in else "counts"
         self.weights = weighting(weights, max_share)
         self.min_available_nodes = check_least(min_available_nodes, min_train_nodes, min_nodes)
         self.updates_per_round = check_count("updates_per_round", updates_per_round)

@@ -287,7 +287,7 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("weights", "count"), ("weights", 3), ("weights", None), ("weights", StalenessDiscount),
+        ("weights", "count"), ("weights", 3), ("weights", StalenessDiscount),
         ("max_share", 0.0), ("max_share", 1.5), ("max_share", "0.2"), ("max_share", True),
         ("max_pace", 0.5), ("max_pace", float("inf")), ("max_pace", "10"),
         ("below_min_nodes", "stop"), ("below_min_nodes", None), ("lost_rows", "forget"),
