@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+from flwr.clientapp import mod as client_mods
+from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
     Result,
     Strategy,
@@ -146,14 +145,27 @@ def test_what_a_subclass_returns_must_fit_the_model(
 
 SERVER_FIXED = DifferentialPrivacyServerSideFixedClipping
 CLIENT_FIXED = DifferentialPrivacyClientSideFixedClipping
-SERVER_ADAPTIVE = DifferentialPrivacyServerSideAdaptiveClipping
-CLIENT_ADAPTIVE = DifferentialPrivacyClientSideAdaptiveClipping
+# flwr 1.21 has none of these three.
+SERVER_ADAPTIVE = getattr(stock, "DifferentialPrivacyServerSideAdaptiveClipping", None)
+CLIENT_ADAPTIVE = getattr(stock, "DifferentialPrivacyClientSideAdaptiveClipping", None)
+adaptiveclipping_mod = getattr(client_mods, "adaptiveclipping_mod", None)
 WRAPPERS: dict[str, tuple[Any, tuple[Any, ...], dict[str, float]]] = {
     "server, fixed": (SERVER_FIXED, (), {"clipping_norm": 1.0}),
-    "client, fixed": (CLIENT_FIXED, (fixedclipping_mod,), {"clipping_norm": 1.0}),
+    "client, fixed": (CLIENT_FIXED, (client_mods.fixedclipping_mod,), {"clipping_norm": 1.0}),
     "server, adaptive": (SERVER_ADAPTIVE, (), {"initial_clipping_norm": 1.0}),
     "client, adaptive": (CLIENT_ADAPTIVE, (adaptiveclipping_mod,), {"initial_clipping_norm": 1.0}),
 }
+
+
+EVERY_WRAPPER = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            wrapper is None or None in mods, reason="this release of Flower has no such wrapper"
+        ),
+    )
+    for name, (wrapper, mods, _) in WRAPPERS.items()
+]
 
 
 def wrapped(name: str, noise: float) -> tuple[Any, Federation]:
@@ -163,7 +175,7 @@ def wrapped(name: str, noise: float) -> tuple[Any, Federation]:
     return strategy, Federation(*mods)
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", EVERY_WRAPPER)
 def test_inside_a_wrapper_replies_are_clipped_and_nodes_are_sent_the_noisy_model(name: str) -> None:
     strategy, federation = wrapped(name, noise=0.0)
     result = federation.run(strategy, rounds=1)
@@ -191,7 +203,7 @@ def test_inside_a_wrapper_replies_are_clipped_and_nodes_are_sent_the_noisy_model
     assert norm_of(other.run(without, rounds=3).arrays) != norm_of(result.arrays)
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", EVERY_WRAPPER)
 def test_a_counter_of_batches_passes_through_the_wrappers(name: str) -> None:
     strategy, federation = wrapped(name, noise=0.0)
     result = federation.run(strategy, model={**START, "num_batches_tracked": torch.tensor(3)})
@@ -200,7 +212,7 @@ def test_a_counter_of_batches_passes_through_the_wrappers(name: str) -> None:
     assert counter == 3 and counter.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", EVERY_WRAPPER)
 def test_integers_in_a_row_are_more_than_flower_s_clipping_can_do(name: str) -> None:
     """It scales every array in place, which integers refuse: the same with FedAvg inside."""
     strategy, federation = wrapped(name, noise=0.0)
