@@ -13,13 +13,10 @@ from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
     Rule,
-    WeightedRule,
-    bound_of,
-    laws_of,
+    RuleOver,
     precise,
-    published_of,
 )
-from flwr_byzasync.errors import ConfigError, check_byz_fraction
+from flwr_byzasync.errors import check_byz_fraction
 
 
 def clipped_bound(lam: float, base: float) -> float:
@@ -28,7 +25,7 @@ def clipped_bound(lam: float, base: float) -> float:
 
 
 @dataclass(frozen=True)
-class ARC(WeightedRule):
+class ARC(RuleOver):
     """The longest rows are shortened to the longest of the others; then the base.
 
     Rows longer than τ are shortened to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
@@ -79,35 +76,16 @@ class ARC(WeightedRule):
     )
 
     def __post_init__(self) -> None:
-        if not callable(self.base):
-            legal = "a rule, called as rule(rows, weights)"
-            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    @property
-    def laws(self) -> frozenset[Law]:
-        """The base's that know no origin: neither translation nor the hull of the rows."""
-        return self.RULE.laws & laws_of(self.base)
+    def over(self, lam: float, base: float) -> float:
+        """Return the constant over a base with constant `base`."""
+        return clipped_bound(lam, base)
 
-    @property
-    def trusted(self) -> tuple[int, ...]:
-        """The base's: clipping leaves each row in its place."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
-        return trusted
-
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        base = bound_of(self.base, self.byz_fraction)
-        if base is None or lam > self.byz_fraction:
-            return None
-        return clipped_bound(self.byz_fraction, base)
-
-    def published(self, lam: float) -> float | None:
-        """``c + 2λ/(1 − 2λ)`` at `byz_fraction`, with what is published for the base."""
-        base = published_of(self.base, self.byz_fraction)
-        if base is None or lam > self.byz_fraction:
-            return None
-        return clipped_bound(self.byz_fraction, base)
+    def published_over(self, lam: float, base: float) -> float:
+        """Return the published constant over a base with constant `base`."""
+        return clipped_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""

@@ -14,12 +14,11 @@ from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
     Rule,
-    WeightedRule,
+    RuleOver,
     bound_of,
-    laws_of,
     precise,
 )
-from flwr_byzasync.errors import ConfigError, check_integer
+from flwr_byzasync.errors import check_integer
 
 
 def bucketing_bound(lam: float, size: int, base: float) -> float:
@@ -32,7 +31,7 @@ def _over_median(lam: float) -> float:
 
 
 @dataclass(frozen=True)
-class Bucketing(WeightedRule):
+class Bucketing(RuleOver):
     """Rows are averaged in random groups of a few; then the base.
 
     The rows of positive weight are put in a random order and cut into groups of b = `size`; the
@@ -90,22 +89,19 @@ class Bucketing(WeightedRule):
     )
 
     def __post_init__(self) -> None:
-        if not callable(self.base):
-            legal = "a rule, called as rule(rows, weights)"
-            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        super().__post_init__()
         check_integer("seed", self.seed, low=0, fix="pass for example seed=0")
         check_integer("size", self.size, low=1, fix="pass for example size=2")
 
     @property
-    def laws(self) -> frozenset[Law]:
-        """The base's, but for copies and permutation: who is averaged depends on the order."""
-        return self.RULE.laws & laws_of(self.base)
+    def trusted(self) -> tuple[int, ...]:
+        """None: what the base is given are means."""
+        return ()
 
     def bound(self, lam: float) -> float | None:
         """c_λ from the base's constant at b λ; None where there is none or b λ >= 1/2."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
         # A base that trusts a row would be given a mean in its place.
-        if self.size * lam >= 0.5 or trusted:
+        if self.size * lam >= 0.5 or super().trusted:
             return None
         base = bound_of(self.base, self.size * lam)
         return None if base is None else bucketing_bound(lam, self.size, base)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.meamed import _around as mean_around
+from flwr_byzasync.aggregators.meamed import mean_around
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.multi_krum import lowest
 from flwr_byzasync.aggregators.numerics import paired_blocks
@@ -83,10 +83,6 @@ class Bulyan(WeightedRule):
     def __post_init__(self) -> None:
         fix = "pass a smaller share, or use for example multi_krum, which takes any below 1/2"
         check_number("byz_fraction", self.byz_fraction, low=0.0, high=0.25, closed="left", fix=fix)
-
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return bulyan_bound(self.byz_fraction) if lam <= self.byz_fraction else None
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded means around the medians of the selected rows."""

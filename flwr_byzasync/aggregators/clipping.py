@@ -8,12 +8,12 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators.ctma import TIE
 from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
-from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule, laws_of, precise
-from flwr_byzasync.errors import ConfigError, check_number
+from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, RuleOver, precise
+from flwr_byzasync.errors import check_number
 
 
 @dataclass(frozen=True)
-class Clipping(WeightedRule):
+class Clipping(RuleOver):
     """Rows longer than a threshold τ are shortened to it; then the base.
 
     ``base(y, s)`` with ``y_i = x_i min(1, τ/‖x_i‖)``.
@@ -60,22 +60,9 @@ class Clipping(WeightedRule):
     )
 
     def __post_init__(self) -> None:
-        if not callable(self.base):
-            legal = "a rule, called as rule(rows, weights)"
-            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        super().__post_init__()
         fix = "pass for example threshold=1.0, a norm that honest rows seldom exceed"
         check_number("threshold", self.threshold, low=0.0, closed="neither", fix=fix)
-
-    @property
-    def laws(self) -> frozenset[Law]:
-        """The base's that know neither an origin nor a scale of the rows."""
-        return self.RULE.laws & laws_of(self.base)
-
-    @property
-    def trusted(self) -> tuple[int, ...]:
-        """The base's: clipping leaves each row in its place."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
-        return trusted
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""

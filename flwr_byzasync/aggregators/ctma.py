@@ -14,13 +14,11 @@ from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
     Rule,
+    RuleOver,
     WeightedRule,
-    bound_of,
-    laws_of,
     precise,
-    published_of,
 )
-from flwr_byzasync.errors import ConfigError, check_byz_fraction
+from flwr_byzasync.errors import check_byz_fraction
 
 TIE = 1e-12
 """Rows whose distances differ by less than this factor, or by less than the rounding of the
@@ -43,7 +41,7 @@ def published_meta_bound(lam: float, base: float) -> float:
 
 
 @dataclass(frozen=True)
-class CTMA(WeightedRule):
+class CTMA(RuleOver):
     """Weighted mean of the rows nearest to a robust centre.
 
     ``x_0 = base(x, s)``; rows are taken in order of ``‖x_i − x_0‖`` until they hold
@@ -95,37 +93,17 @@ class CTMA(WeightedRule):
     )
 
     def __post_init__(self) -> None:
-        if not callable(self.base):
-            legal = "a rule, called as rule(rows, weights)"
-            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    @property
-    def laws(self) -> frozenset[Law]:
-        """The base's laws: trimming around its result keeps all of them."""
-        return self.RULE.laws & laws_of(self.base)
-
-    @property
-    def trusted(self) -> tuple[int, ...]:
-        """The base's."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
-        return trusted
-
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        mine = self.byz_fraction
-        base = bound_of(self.base, mine)
-        if base is None or lam > mine:
-            return None
+    def over(self, lam: float, base: float) -> float:
+        """Return the constant over a base with constant `base`."""
         around_median = isinstance(self.base, WeightedRule) and self.base.RULE.balanced
-        return trimmed_bound(mine) if around_median else meta_bound(mine, base)
+        return trimmed_bound(lam) if around_median else meta_bound(lam, base)
 
-    def published(self, lam: float) -> float | None:
-        """``60 λ (1 + c)`` at λ = `byz_fraction`, with what is published for the base."""
-        base = published_of(self.base, self.byz_fraction)
-        if base is None or lam > self.byz_fraction:
-            return None
-        return published_meta_bound(self.byz_fraction, base)
+    def published_over(self, lam: float, base: float) -> float:
+        """Return the published constant over a base with constant `base`."""
+        return published_meta_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""

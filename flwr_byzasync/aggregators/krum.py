@@ -86,14 +86,6 @@ class Krum(WeightedRule):
     def __post_init__(self) -> None:
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return krum_bound(self.byz_fraction) if lam <= self.byz_fraction else None
-
-    def published(self, lam: float) -> float | None:
-        """Return what Allouah et al. 2023, arXiv 2302.01772, prove for Krum."""
-        return published_krum_bound(self.byz_fraction) if lam <= self.byz_fraction else None
-
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the mean of the rows of smallest score."""
         scores = krum_scores(rows, weights, 1.0 - self.byz_fraction)

@@ -61,19 +61,15 @@ class Meamed(WeightedRule):
     def __post_init__(self) -> None:
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return trimmed_bound(self.byz_fraction) if lam <= self.byz_fraction else None
-
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean around the median."""
         median = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
         mass = weights.to(torch.float64)
         wanted = (1.0 - self.byz_fraction) * mass.sum()
-        return torch.cat([_around(x, mass, z, wanted) for x, z in paired_blocks(rows, median)])
+        return torch.cat([mean_around(x, mass, z, wanted) for x, z in paired_blocks(rows, median)])
 
 
-def _around(rows: Tensor, mass: Tensor, median: Tensor, wanted: Tensor) -> Tensor:
+def mean_around(rows: Tensor, mass: Tensor, median: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean, in each column, of the values nearest to `median` that hold `wanted`."""
     used = (mass > 0).unsqueeze(1)
     offset = torch.where(used, rows - median, 0.0)

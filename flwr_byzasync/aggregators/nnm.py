@@ -19,13 +19,10 @@ from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
     Rule,
-    WeightedRule,
-    bound_of,
-    laws_of,
+    RuleOver,
     precise,
-    published_of,
 )
-from flwr_byzasync.errors import ConfigError, check_byz_fraction
+from flwr_byzasync.errors import check_byz_fraction
 
 
 def mixing_bound(lam: float, base: float) -> float:
@@ -40,7 +37,7 @@ def published_mixing_bound(lam: float, base: float) -> float:
 
 
 @dataclass(frozen=True)
-class NNM(WeightedRule):
+class NNM(RuleOver):
     """Every row becomes the mean of the rows nearest to it; then the base.
 
     ``y_i`` is the weighted mean of the (1 − λ) S of weight nearest to ``x_i``, itself included;
@@ -91,35 +88,16 @@ class NNM(WeightedRule):
     )
 
     def __post_init__(self) -> None:
-        if not callable(self.base):
-            legal = "a rule, called as rule(rows, weights)"
-            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+        super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    @property
-    def laws(self) -> frozenset[Law]:
-        """The base's laws: mixing keeps all of them."""
-        return self.RULE.laws & laws_of(self.base)
+    def over(self, lam: float, base: float) -> float:
+        """Return the constant over a base with constant `base`."""
+        return mixing_bound(lam, base)
 
-    @property
-    def trusted(self) -> tuple[int, ...]:
-        """The base's: mixing leaves each row in its place."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
-        return trusted
-
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        base = bound_of(self.base, self.byz_fraction)
-        if base is None or lam > self.byz_fraction:
-            return None
-        return mixing_bound(self.byz_fraction, base)
-
-    def published(self, lam: float) -> float | None:
-        """``8 λ (1 + c)/(1 − λ)`` at `byz_fraction`, with what is published for the base."""
-        base = published_of(self.base, self.byz_fraction)
-        if base is None or lam > self.byz_fraction:
-            return None
-        return published_mixing_bound(self.byz_fraction, base)
+    def published_over(self, lam: float, base: float) -> float:
+        """Return the published constant over a base with constant `base`."""
+        return published_mixing_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the mixed rows."""

@@ -14,8 +14,8 @@ from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
     Rule,
+    RuleOver,
     WeightedRule,
-    laws_of,
     precise,
 )
 from flwr_byzasync.calls import as_call, constant, parse
@@ -147,7 +147,7 @@ def _number(rule: str, name: str, node: ast.expr, text: str) -> object:
 
 
 @dataclass(frozen=True)
-class Unweighted(WeightedRule):
+class Unweighted(RuleOver):
     """A rule that sees the weight 1 for every row of positive weight: the paper's comparison.
 
     Its bound would hold for counts of nodes, not for shares of the weight, so none is declared.
@@ -161,21 +161,6 @@ class Unweighted(WeightedRule):
         bound=None,
         sources=("Dahan and Levy 2024, section 5: what weights are compared with",),
     )
-
-    @property
-    def laws(self) -> frozenset[Law]:
-        """The base's laws without copies."""
-        return self.RULE.laws & laws_of(self.base)
-
-    def bound(self, lam: float) -> float | None:  # noqa: ARG002 - same answer for every share
-        """None: a liar's share of the nodes is not its share of the weight."""
-        return None
-
-    @property
-    def trusted(self) -> tuple[int, ...]:
-        """The base's."""
-        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
-        return trusted
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's result with all positive weights set to 1."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync.aggregators.numerics import all_finite, as_weights
+from flwr_byzasync.errors import ConfigError
 
 
 @runtime_checkable
@@ -101,12 +102,19 @@ class WeightedRule(ABC):
         return self.RULE.laws
 
     def bound(self, lam: float) -> float | None:
-        """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved."""
-        return None if self.RULE.bound is None else self.RULE.bound(lam)
+        """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved.
+
+        A rule with a field `byz_fraction` has its constant there, for any share up to it.
+        """
+        return self._declared(self.RULE.bound, lam)
 
     def published(self, lam: float) -> float | None:
-        """Return the literature's constant of this very rule at `lam`, or None."""
-        return None if self.RULE.published is None else self.RULE.published(lam)
+        """Return the literature's constant of this very rule, as `bound` has ours, or None."""
+        return self._declared(self.RULE.published, lam)
+
+    def _declared(self, constant: Callable[[float], float] | None, lam: float) -> float | None:
+        mine = getattr(self, "byz_fraction", lam)
+        return None if constant is None or lam > mine else constant(mine)
 
     @property
     def trusted(self) -> tuple[int, ...]:
@@ -143,6 +151,62 @@ class WeightedRule(ABC):
         total = used.sum()
         usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & total.isfinite()
         return torch.where(usable, result, torch.nan).to(rows.dtype)
+
+
+class RuleOver(WeightedRule):
+    """Base of the rules over another rule, which is their field `base`.
+
+    A subclass says in `over` and `published_over` what becomes of its base's constant.
+
+    Raises
+    ------
+    ConfigError
+        If `base` cannot be called.
+    """
+
+    base: Aggregator
+
+    def __post_init__(self) -> None:
+        if not callable(self.base):
+            legal = "a rule, called as rule(rows, weights)"
+            raise ConfigError("base", self.base, legal, "pass for example GeometricMedian()")
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Those of its own that the base keeps as well."""
+        return self.RULE.laws & laws_of(self.base)
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """The base's: its rows are where they were."""
+        trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
+        return trusted
+
+    def over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - for subclasses
+        """c_λ over a base with constant `base` at λ; None where nothing is proved."""
+        return None
+
+    def published_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - the same
+        """Return the literature's constant over a base with constant `base`, or None."""
+        return None
+
+    def bound(self, lam: float) -> float | None:
+        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
+        return self._composed(lam, bound_of, self.over)
+
+    def published(self, lam: float) -> float | None:
+        """Return the same with what the literature has for both."""
+        return self._composed(lam, published_of, self.published_over)
+
+    def _composed(
+        self,
+        lam: float,
+        of: Callable[[Aggregator, float], float | None],
+        over: Callable[[float, float], float | None],
+    ) -> float | None:
+        mine = getattr(self, "byz_fraction", lam)
+        base = of(self.base, mine)
+        return None if base is None or lam > mine else over(mine, base)
 
 
 def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:

@@ -76,14 +76,6 @@ class TrimmedMean(WeightedRule):
     def __post_init__(self) -> None:
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def bound(self, lam: float) -> float | None:
-        """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return floor_bound(self.byz_fraction) if lam <= self.byz_fraction else None
-
-    def published(self, lam: float) -> float | None:
-        """Return the published constant at λ = `byz_fraction` for any share up to it."""
-        return published_bound(self.byz_fraction) if lam <= self.byz_fraction else None
-
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
         mass = weights.to(torch.float64)
