@@ -198,8 +198,9 @@ class Training:
         session, position = self._session, self._position
         done = position.server_round
         complete = loop.play_round(done, position.mark.accepted + position.size)
-        self._result.arrays = session.arrays()
         enough = complete and self._finish_round(loop, done)
+        if not complete:
+            self._result.arrays = session.arrays()
         every = None if self._checkpoints is None else self._checkpoints.every_rounds
         if not complete or enough or done == self._num_rounds or (every and done % every == 0):
             self._write()
