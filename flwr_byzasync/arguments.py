@@ -34,14 +34,14 @@ def check_not_fedavg(fraction_train: object, weighted_by_key: object) -> None:
 
 
 def default_optimizer(reading: Reading) -> Optimizer:
-    """Return the server's step where none is given: half of FedAvg's, spread over the replies.
+    """Return the server's step where none is given, which is spread over the nodes' replies.
 
-    Replies are one to two rounds old: a step of 1.10 would swing for ever (docs/migration.md).
+    Together with a delay compensation of one half; docs/migration.md has the reasons.
     """
     if reading.payload != "model":
         fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
         raise ConfigError("optimizer", None, "an optimizer where replies are no models", fix)
-    return SGD(lr=0.5, per_node=True)
+    return SGD(lr=2.0, per_node=True)
 
 
 def check_count(name: str, count: int | None) -> int | None:

@@ -82,9 +82,7 @@ def on_sent(
     book = {key: line for key, line in state.book.items() if line.node_id != node_id}
     node, before = state.nodes[node_id], state.nodes[node_id].before is not None
     limit = time_limit(node, state.policy)
-    # Not x itself: of a model in half precision a node is sent the rounded values.
-    parameters, keeps = state.layout.parameters, state.policy.reading.keeps_sent
-    point = parameters.as_sent(state.iterates.x) if keeps else None
+    point = state.iterates.x if state.policy.reading.keeps_sent else None
     book[message_id] = Sent(node_id, query, state.iterates.step, now, limit, False, point, before)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
@@ -180,7 +178,8 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
 
 def _step(state: ServerState) -> ServerState:
     tables, layout = state.tables, state.layout
-    direction = tables.parameters.direction()
+    share = state.policy.reading.delay_compensation
+    direction = tables.parameters.direction(share * state.iterates.x if share else None)
     if getattr(state.optimizer, "per_node", False):
         direction = direction / len(tables.parameters)
     return replace(

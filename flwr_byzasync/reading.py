@@ -18,8 +18,8 @@ class Reading:
     ----------
     payload : {"momentum", "gradient", "model"}
         "momentum": the vector itself, the node has done the rest. "gradient": ∇f at the query
-        point. "model": weights y that training began from the query x with; their vector is the
-        pseudo-gradient ``x − y``, x being what that very node was sent.
+        point. "model": weights y to which training from the query x_q has led; their vector is the
+        pseudo-gradient ``x_q − y``, x_q being what that very node was sent.
     correction : {"client", "server"}
         Who applies μ²'s correction. "server": nodes keep no state, are sent their last query
         too and return the gradient g' there, of the same batch:
@@ -29,6 +29,10 @@ class Reading:
     beta : float or None
         β in (0, 1] of the correction; None for 1/(s_i + 1), s_i the node's accepted replies
         since its row began.
+    delay_compensation : float
+        c in [0, 1], for models: the vector of a reply is ``x_q − y + c (x − x_q)``, x being
+        where the server is by now, and follows it from step to step. 0 is the pseudo-gradient
+        as it was, 1 is the way from x to y.
 
     Raises
     ------
@@ -40,6 +44,7 @@ class Reading:
     correction: str = "client"
     momentum: float = 0.0
     beta: float | None = 0.25
+    delay_compensation: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("payload", self.payload, PAYLOADS, fix="leave it out or pass 'model'")
@@ -49,6 +54,12 @@ class Reading:
         if self.beta is not None:
             fix = "pass for example beta=0.25, or None for 1/(s + 1)"
             check_number("beta", self.beta, low=0, high=1, closed="right", fix=fix)
+        fix = "pass for example delay_compensation=0.5, or leave it out"
+        given = self.delay_compensation
+        check_number("delay_compensation", given, low=0, high=1, closed="both", fix=fix)
+        if self.delay_compensation and self.payload != "model":
+            legal, fix = "0 unless replies are models", "leave it out, or pass payload='model'"
+            raise ConfigError("delay_compensation", self.delay_compensation, legal, fix)
         if self.momentum and self.payload == "momentum":
             legal, fix = "0 where nodes apply it", "pass payload='gradient' or 'model'"
             raise ConfigError("momentum", self.momentum, legal, fix)
@@ -73,11 +84,14 @@ class Reading:
         self,
         told: Tensor,
         told_before: Tensor | None,
+        given: Tensor | None,
         point: Tensor | None,
         row: Tensor | None,
         count: int,
     ) -> Tensor:
-        """Return what becomes of a node's row.
+        """Return what becomes of a node's row: its vector but for the part that follows x.
+
+        That part, c x, is the same for all rows, and is added when they are aggregated.
 
         Parameters
         ----------
@@ -85,8 +99,11 @@ class Reading:
             (d,) what the reply holds.
         told_before : Tensor or None
             (d,) the gradient at the node's last query, where it was asked for.
+        given : Tensor or None
+            (d,) the query as the node got it, where `keeps_sent`.
         point : Tensor or None
-            (d,) the query that was sent, where `keeps_sent`.
+            (d,) the same before it was rounded to the model's dtypes: what the server has not
+            yet told of its progress must not be taken back.
         row : Tensor or None
             (d,) its row so far; None if it has none.
         count : int
@@ -97,7 +114,11 @@ class Reading:
         Tensor
             (d,) new or `told`; it may be infinite where the inputs are finite.
         """
-        new = point - told if self.payload == "model" and point is not None else told
+        new = told
+        if self.payload == "model" and given is not None and point is not None:
+            new = given - told
+            if self.delay_compensation:
+                new -= self.delay_compensation * point
         if row is None:
             return new
         if self.correction == "server" and told_before is not None:

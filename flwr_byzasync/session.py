@@ -106,7 +106,9 @@ class Session:
         node = self.state.nodes[sent.node_id]
         rows = self.state.tables.parameters.view().rows
         row = None if node.row is None else rows[node.row]
-        vector = reading.row(content.vector, content.before, sent.point, row, node.begun)
+        # Of a model in half precision a node is sent the rounded values.
+        given = None if sent.point is None else self.state.layout.parameters.as_sent(sent.point)
+        vector = reading.row(content.vector, content.before, given, sent.point, row, node.begun)
         if not has_norm(vector):
             return Rejected(Reason.OVERFLOW)
         return replace(content, vector=vector, before=None)

@@ -72,7 +72,8 @@ class Sent:
     overdue : bool
         Whether it does.
     point : Tensor or None
-        (d,) what was sent, where the reply cannot be read without it.
+        (d,) the server's x of then, where the reply cannot be read without it; what was sent
+        but for rounding to the model's own dtypes.
     before : bool
         Whether the point of the node's last query was sent as well.
     """

@@ -62,9 +62,9 @@ class AsyncRobust(RoundHooks):
         fluctuates around 0.4.
     optimizer : Optimizer, optional
         The server's step, for example ``AnyTimeSGD(lr=0.01, gamma=0.1)``. None takes
-        ``SGD(lr=0.5, per_node=True)``, for models: each reply moves the model by 0.5/m of what m
-        nodes say, so that m replies move it half as far as one round of FedAvg; replies are old,
-        and twice that is at the edge of what is stable.
+        ``SGD(lr=2.0, per_node=True)``, for models: each reply moves the model by 2/m of what m
+        nodes say. With `delay_compensation` that is 0.8 of FedAvg's pace where nodes take small
+        steps, and stable where they train to their optimum.
     min_nodes : int, optional
         Distinct nodes that must have replied before the first step, >= 1. None waits for every
         node of the start that is still there, unless it takes ten times as long as the others,
@@ -92,6 +92,11 @@ class AsyncRobust(RoundHooks):
     correction : {"client", "server"}, default "client"
         Who applies μ²'s correction. "server" sends each node its last query too, for gradients
         at both points: ``payload="gradient"`` only, and twice the traffic.
+    delay_compensation : float, optional
+        c in [0, 1]: a model y that was trained from the point x_q has the vector
+        ``x_q − y + c (x − x_q)``, x being where the server is by now. Replies are a round or
+        two old; with c = ½ no age makes training swing up, with 0 even a step of 1.1/m may.
+        None takes ½ where replies are models, and 0, the only legal value, elsewhere.
     momentum : float, default 0.0
         Share in [0, 1) of a node's former vector that the server keeps in its new one, where
         replies are models or gradients.
@@ -206,6 +211,7 @@ class AsyncRobust(RoundHooks):
         buffers: Iterable[str] | None = None,
         payload: str | None = None,
         correction: str = "client",
+        delay_compensation: float | None = None,
         momentum: float = 0.0,
         beta: float | None = 0.25,
         weights: str | WeightPolicy | None = None,
@@ -236,11 +242,14 @@ class AsyncRobust(RoundHooks):
         super().__init__()
         check_not_fedavg(fraction_train, weighted_by_key)
         drop_in = payload == "model" or (payload is None and optimizer is None)
+        if delay_compensation is None:
+            delay_compensation = 0.5 if drop_in else 0.0
         self.reading = Reading(
             ("model" if drop_in else "momentum") if payload is None else payload,
             correction,
             momentum,
             beta,
+            delay_compensation,
         )
         self.aggregator = CTMA(CoordinateWiseMedian(), 0.45) if aggregator is None else aggregator
         self.optimizer = default_optimizer(self.reading) if optimizer is None else optimizer

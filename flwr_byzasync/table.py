@@ -20,6 +20,7 @@ from flwr_byzasync.aggregators.incremental import (
     TableView,
     incremental_of,
 )
+from flwr_byzasync.aggregators.rule import Law, laws_of
 from flwr_byzasync.weights import Counts, WeightPolicy
 
 S = TypeVar("S")
@@ -146,8 +147,14 @@ class Table(Generic[S]):
         self._weights = self._weighed(self._counts, self._sent, step)
         self._rows = rows.to(self._rows.device, self._rows.dtype, copy=True)
 
-    def direction(self) -> Tensor:
+    def direction(self, offset: Tensor | None = None) -> Tensor:
         """Return the aggregate of all rows with the weights that the policy gives them.
+
+        Parameters
+        ----------
+        offset : Tensor, optional
+            (d,) added to every row first: to the result instead where that is the same, as the
+            rule's laws say, and at the price of a copy of all rows elsewhere.
 
         Returns
         -------
@@ -155,6 +162,10 @@ class Table(Generic[S]):
             (d,) new, of the rows' dtype and device.
         """
         view = self.view()
+        if offset is not None:
+            if Law.TRANSLATION in laws_of(self._aggregator):
+                return self.direction() + offset
+            return self._aggregator(view.rows + offset, view.weights_beside_rows())
         if self._incremental is None or not _countable(view.weights):
             return self._aggregator(view.rows, view.weights_beside_rows())
         if self._derived is None:

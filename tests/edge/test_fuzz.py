@@ -85,6 +85,7 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
 READINGS = (
     Reading("model"),
     Reading("model", momentum=0.5),
+    Reading("model", delay_compensation=0.5),
     Reading("gradient", momentum=0.9),
     Reading("gradient", "server", beta=None),
 )

@@ -98,10 +98,13 @@ def test_a_row_is_what_that_very_node_was_sent_minus_what_it_returned(
         steps[node_id] = session.state.iterates.step
 
 
-def test_nodes_that_learn_nothing_leave_a_model_in_half_precision_where_it_is() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_nodes_that_learn_nothing_leave_a_model_in_half_precision_where_it_is(
+    share: float,
+) -> None:
     """The server's own copy is finer: what nodes were sent is its rounding, not it."""
     model = {"w": torch.tensor([1.0, 3.0], dtype=torch.float16)}
-    session = session_of(model, Reading("model"), SGD(1e-4))
+    session = session_of(model, Reading("model", delay_compensation=share), SGD(1e-4))
     first = ask(session, 0, "a")
     answer(session, first, {"w": torch.tensor([2.0, 0.0], dtype=torch.float16)})
     moved = session.state.iterates.x
@@ -177,8 +180,8 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
     assert list(reached) == list(given)
     # Never averaged: the lower of the two in the middle. The median of floating buffers is.
     assert reached["n.num_batches_tracked"] == 20 and reached["n.running_mean"].tolist() == [2.5]
-    # One step of four: half of a quarter of what each said.
-    assert torch.equal(reached["b.weight"], given["b.weight"] - 0.0625)
+    # One step of four: two quarters of what each said.
+    assert torch.equal(reached["b.weight"], given["b.weight"] - 0.25)
     assert torch.equal(reached["a.weight"], given["a.weight"])
     assert result.train_metrics_clientapp[1] == {"loss": 2.0}
 
@@ -395,7 +398,7 @@ def test_momentum_on_the_server_stays_between_the_row_and_the_reply(
 ) -> None:
     """So that finite vectors never overflow, however far apart they are."""
     old, new = torch.tensor(row), torch.tensor(told)
-    made = Reading("gradient", momentum=beta).row(new, None, None, old, 3)
+    made = Reading("gradient", momentum=beta).row(new, None, None, None, old, 3)
     lowest, highest = torch.minimum(old, new), torch.maximum(old, new)
     slack = 1e-6 * torch.maximum(old.abs(), new.abs()) + 1e-44
     assert bool((made >= lowest - slack).all() and (made <= highest + slack).all())
