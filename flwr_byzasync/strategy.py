@@ -304,6 +304,9 @@ class AsyncRobust(RoundHooks):
         logger.info("\t│\t├── Weights: %s", self.weights)
         logger.info("\t│\t├── Rows of lost nodes: %s", policy.lost_rows)
         logger.info("\t│\t├── Optimizer: %s", self.optimizer)
+        if self.reading.payload == "model":
+            share = self.reading.delay_compensation
+            logger.info("\t│\t├── Delay compensation: %g", share)
         logger.info("\t│\t└── Device: %s", self.device)
         logger.info("\t├──> Arrivals:")
         logger.info("\t│\t├── Replies in a round: %s", size or "nodes of the start")

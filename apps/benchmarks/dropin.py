@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from apps.benchmarks.local_flower import REPOSITORY
 from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync.aggregators import CTMA, NNM, CoordinateWiseMedian, Mean
 from flwr_byzasync.errors import check_integer
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.scene import VirtualNode
@@ -36,8 +37,10 @@ from flwr_byzasync.scene import VirtualNode
 APPS = ("dropin_torch", "dropin_sklearn", "dropin_numpy")
 STRATEGIES = {"fedavg": "FedAvg", "fedmedian": "FedMedian", "async": "AsyncRobust"}
 NODES, LIARS = 10, 4
-STEPS = (1.0, 0.5, 0.25)
-"""Server steps that are tried: m replies together move the model by so much of one round."""
+SHARES = (0.15, 0.25, 0.45)
+"""Shares λ of liars that rules are made for."""
+STEPS = ((2.0, 0.5), (1.0, 0.5), (4.0, 0.5), (1.0, 0.0), (0.5, 0.0))
+"""Server steps that are tried, in 1/m for each reply, and how far old models follow the server."""
 
 
 def folder_of(name: str) -> Path:
@@ -108,10 +111,19 @@ def main(options: argparse.Namespace) -> None:
         label: (key, {}) for key, label in STRATEGIES.items()
     }
     _table(columns, options)
-    print(f"\nAsyncRobust by its step: {', '.join(f'{lr:g}/m' for lr in STEPS)}, and 1 a reply.\n")
-    steps = {f"{lr:g}/m": SGD(lr=lr, per_node=True) for lr in STEPS} | {"1": SGD(lr=1.0)}
-    more = {"payload": "model"}
-    _table({label: ("async", {**more, "optimizer": sgd}) for label, sgd in steps.items()}, options)
+    print("\nAsyncRobust by its rule; the last is the default.\n")
+    median = CoordinateWiseMedian()
+    rules = {"mean": Mean(), f"nnm(cwmed), {SHARES[-1]:g}": NNM(median, SHARES[-1])}
+    rules |= {f"ctma(cwmed), {share:g}": CTMA(median, share) for share in SHARES}
+    _table({label: ("async", {"aggregator": rule}) for label, rule in rules.items()}, options)
+    print("\nAsyncRobust by its step and delay_compensation; first the default.\n")
+    steps = {f"{lr:g}/m, {share:g}": (SGD(lr, per_node=True), share) for lr, share in STEPS}
+    steps |= {"1, 1": (SGD(1.0), 1.0), "1, 0": (SGD(1.0), 0.0)}
+    settings = {
+        label: {"payload": "model", "optimizer": sgd, "delay_compensation": share}
+        for label, (sgd, share) in steps.items()
+    }
+    _table({label: ("async", given) for label, given in settings.items()}, options)
 
 
 def _table(
