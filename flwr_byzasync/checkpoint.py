@@ -28,7 +28,7 @@ except ImportError:  # which is so on Windows
 
 logger = getLogger("flwr")
 
-FORMAT, VERSION = "flwr_byzasync checkpoint", "2"
+FORMAT, VERSION = "flwr_byzasync checkpoint", "3"
 PATTERN = "checkpoint-*.safetensors"
 DOCUMENT = "document"
 """Name of the tensor whose bytes are the JSON; the state's own tensors have dots in theirs."""

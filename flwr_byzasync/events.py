@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import median
 
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
+from flwr_byzasync.optimizers import divisor_of
 from flwr_byzasync.pace import LEAST_PATIENCE, PATIENCE, earliest, failed, time_limit
 from flwr_byzasync.state import (
     Node,
@@ -180,8 +181,9 @@ def _step(state: ServerState) -> ServerState:
     tables, layout = state.tables, state.layout
     share = state.policy.reading.delay_compensation
     direction = tables.parameters.direction(share * state.iterates.x if share else None)
-    if getattr(state.optimizer, "per_node", False):
-        direction = direction / len(tables.parameters)
+    divisor = divisor_of(state.optimizer, len(tables.parameters))
+    if divisor != 1:
+        direction = direction / divisor
     return replace(
         state,
         awaited=frozenset(),

@@ -38,7 +38,7 @@ class Optimizer(Protocol):
     """Anything with these two methods steps the server.
 
     One with a true attribute ``per_node`` is given directions divided by the number of nodes
-    that have a row.
+    that have a row, or by its ``lr`` where that is more: see `divisor_of`.
     """
 
     def init(self, start: Tensor) -> Iterates:
@@ -63,7 +63,8 @@ class SGD:
     per_node : bool, default False
         Whether v is divided by the number m of nodes that have a row. Every reply makes a step
         with the vectors of all m nodes: with ``lr=1`` and pseudo-gradients, m replies move the
-        model as far as one round of FedAvg, while steps of 1 would move it m times as far.
+        model as far as one round of FedAvg, while steps of 1 would move it m times as far. With
+        fewer than η nodes v is divided by η: no step goes beyond v.
 
     Raises
     ------
@@ -167,6 +168,23 @@ class AnyTimeSGD:
             scale, share = 1.0, 0.1 if self.gamma is None else self.gamma
         w = _project(state.w - self.lr * scale * direction, state.start, self.radius)
         return replace(state, w=w, x=torch.lerp(state.x, w, share), step=t)
+
+
+def divisor_of(optimizer: Optimizer, nodes: int) -> float:
+    """Return what a direction is divided by before `optimizer` makes its step.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Anything but one with a true ``per_node`` is given the direction itself: 1.
+    nodes : int
+        m >= 1. Not m but ``lr`` where that is more: a step of more than the direction would go
+        beyond what the nodes say.
+    """
+    if not getattr(optimizer, "per_node", False):
+        return 1.0
+    lr = getattr(optimizer, "lr", 1.0)
+    return max(float(nodes), lr) if isinstance(lr, int | float) else float(nodes)
 
 
 def _check_lr_and_radius(lr: float, radius: float | None) -> None:

@@ -60,6 +60,10 @@ class Reading:
         if self.delay_compensation and self.payload != "model":
             legal, fix = "0 unless replies are models", "leave it out, or pass payload='model'"
             raise ConfigError("delay_compensation", self.delay_compensation, legal, fix)
+        if self.correction == "client" and self.beta != 0.25:
+            legal = "0.25, as it is, with correction='client'"
+            fix = "leave it out; a share of liars is a rule's: TrimmedMean(byz_fraction=0.2)"
+            raise ConfigError("beta", self.beta, legal, fix)
         if self.momentum and self.payload == "momentum":
             legal, fix = "0 where nodes apply it", "pass payload='gradient' or 'model'"
             raise ConfigError("momentum", self.momentum, legal, fix)

@@ -108,7 +108,8 @@ class Session:
         row = None if node.row is None else rows[node.row]
         # Of a model in half precision a node is sent the rounded values.
         given = None if sent.point is None else self.state.layout.parameters.as_sent(sent.point)
-        vector = reading.row(content.vector, content.before, given, sent.point, row, node.begun)
+        followed = sent.followed
+        vector = reading.row(content.vector, content.before, given, followed, row, node.begun)
         if not has_norm(vector):
             return Rejected(Reason.OVERFLOW)
         return replace(content, vector=vector, before=None)
@@ -120,6 +121,8 @@ class Session:
 
     def adopt(self, arrays: ArrayRecord) -> None:
         """Take over a model that somebody changed: w moves as far as x does.
+
+        So does whatever is compared with x, or training would take the change back.
 
         Raises
         ------
@@ -140,8 +143,17 @@ class Session:
         buffers = layout.buffers.flatten(tensors, self.device)
         if not (has_norm(x) and has_norm(w) and has_norm(buffers)):
             raise ConfigError("arrays", "NaN or infinity", "finite", "leave the model finite")
+        book, share = state.book, state.policy.reading.delay_compensation
+        if share:
+            jump = x - state.iterates.x
+            state.tables.parameters.shift(-share * jump)
+            book = {
+                key: replace(line, jump=jump if line.jump is None else line.jump + jump)
+                for key, line in book.items()
+            }
         self.state = replace(
             state,
+            book=book,
             iterates=replace(state.iterates, x=x, w=w),
             buffers=buffers,
             counters=layout.counters.flatten(tensors, self.device),

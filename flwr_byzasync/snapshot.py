@@ -130,9 +130,9 @@ def without_absent(state: ServerState, here: Collection[int]) -> ServerState:
     return replace(state, nodes=nodes, book=book, founders=founders, awaited=founders)
 
 
-def identity_of(state: ServerState, aggregator: object, payload: str) -> dict[str, str]:
+def identity_of(state: ServerState, aggregator: object) -> dict[str, str]:
     """Return what must be the same when a run goes on, by the name of its argument."""
-    groups = ("parameters", "buffers", "counters")
+    groups, reading = ("parameters", "buffers", "counters"), state.policy.reading
     entries = [
         f"{group} {entry.name} {entry.dtype} {tuple(entry.shape)}"
         for group in groups
@@ -142,7 +142,7 @@ def identity_of(state: ServerState, aggregator: object, payload: str) -> dict[st
         "initial_arrays": "; ".join(entries),
         "aggregator": described(aggregator),
         "optimizer": described(state.optimizer),
-        "payload": payload,
+        **{f.name: described(getattr(reading, f.name)) for f in fields(reading)},
     }
 
 

@@ -76,6 +76,9 @@ class Sent:
         but for rounding to the model's own dtypes.
     before : bool
         Whether the point of the node's last query was sent as well.
+    jump : Tensor or None
+        (d,) how far somebody has moved the server's x since, a wrapper for example: the point
+        counts as moved with it. None: nobody has.
     """
 
     node_id: int
@@ -86,6 +89,12 @@ class Sent:
     overdue: bool = False
     point: Tensor | None = None
     before: bool = False
+    jump: Tensor | None = None
+
+    @property
+    def followed(self) -> Tensor | None:
+        """The point, moved as the server's x was by others than training."""
+        return self.point if self.point is None or self.jump is None else self.point + self.jump
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,15 @@ class EarlyStop:
             fix = "pass for example seconds=3600.0"
             check_number("seconds", self.seconds, low=0, closed="neither", fix=fix)
 
+    def unanswered(self, metrics: Mapping[str, object]) -> str | None:
+        """Return what is the matter if these metrics do not have the one to stop by, or None."""
+        if self.metric is None or isinstance(metrics.get(self.metric), int | float):
+            return None
+        return (
+            f"evaluate_fn returned no number '{self.metric}' to stop by, but {sorted(metrics)}: "
+            "the run goes on"
+        )
+
     def reached(self, metrics: Mapping[str, object] | None, elapsed: float) -> str | None:
         """Return why the run may end, or None if it may not.
 

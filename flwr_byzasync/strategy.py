@@ -34,7 +34,7 @@ from flwr_byzasync.reading import Reading
 from flwr_byzasync.records import Wire
 from flwr_byzasync.rounds import RoundHooks
 from flwr_byzasync.simulation import clock_of
-from flwr_byzasync.snapshot import described, identity_of
+from flwr_byzasync.snapshot import identity_of
 from flwr_byzasync.state import Policy
 from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.training import EvaluateFn, RoundEnd, RoundEndFn, Training
@@ -399,7 +399,7 @@ class AsyncRobust(RoundHooks):
             num_rounds,
             RoundEnd(self._end_round, evaluate_fn, self.on_round_end, self.early_stop),
             self.checkpoints,
-            identity_of(session.state, self.aggregator, described(self.reading)),
+            identity_of(session.state, self.aggregator),
             _run_id(grid),
         )
         if self.checkpoints is not None:

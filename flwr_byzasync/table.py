@@ -52,6 +52,7 @@ class Table(Generic[S]):
         weigh: WeightPolicy | None = None,
     ) -> None:
         self._aggregator = aggregator
+        self._moves_with_rows = Law.TRANSLATION in laws_of(aggregator)
         self._incremental: Incremental[S] | None = incremental_of(aggregator)
         self._weigh = Counts() if weigh is None else weigh
         self._rows = torch.empty(0, size, dtype=dtype, device=device)
@@ -130,6 +131,11 @@ class Table(Generic[S]):
         self._rows[index : len(counts)] = self._rows[index + 1 : len(counts) + 1].clone()
         self._counts, self._sent, self._weights = counts, sent_at, weights
 
+    def shift(self, offset: Tensor) -> None:
+        """Add a (d,) vector to every row."""
+        self._derived = None
+        self._rows[: len(self)] += offset
+
     def fill(self, rows: Tensor, counts: Sequence[int], sent: Sequence[int], step: int) -> None:
         """Take over what another table held, for a run that goes on.
 
@@ -163,7 +169,7 @@ class Table(Generic[S]):
         """
         view = self.view()
         if offset is not None:
-            if Law.TRANSLATION in laws_of(self._aggregator):
+            if self._moves_with_rows:
                 return self.direction() + offset
             return self._aggregator(view.rows + offset, view.weights_beside_rows())
         if self._incremental is None or not _countable(view.weights):

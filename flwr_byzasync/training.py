@@ -97,7 +97,7 @@ class Training:
         now = session.clock()
         self._position = Position(now, 0.0, 1, 0, mark(session.state, now), run_id=run_id)
         self._began = self._written = now
-        self._signals = Signals()
+        self._signals, self._warned = Signals(), False
         self._loop: ArrivalLoop | None = None
         self._evaluations: Evaluations | None = None
 
@@ -273,7 +273,16 @@ class Training:
             metrics = self._end.evaluate_fn(server_round, self._result.arrays)
         if metrics is not None:
             self._result.evaluate_metrics_serverapp[server_round] = metrics
+            self._tell_if_never_stopped_by(metrics)
         return metrics
+
+    def _tell_if_never_stopped_by(self, metrics: MetricRecord) -> None:
+        """Warn once of metrics that `early_stop` cannot stop by: a wrong name stops nothing."""
+        stop = self._end.early_stop
+        matter = None if stop is None or self._warned else stop.unanswered(metrics)
+        if matter:
+            logger.warning("early_stop: %s.", matter)
+            self._warned = True
 
     @contextmanager
     def _nobody_is_late(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """What a rule is: the protocol, the laws it may declare, and the base that ours share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
@@ -222,7 +222,8 @@ def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
 
 def laws_of(rule: Aggregator) -> frozenset[Law]:
     """Laws a rule declares; a third party's rule without a declaration keeps none."""
-    return rule.laws if isinstance(rule, WeightedRule) else frozenset(getattr(rule, "laws", ()))
+    laws = getattr(rule, "laws", ())
+    return frozenset(laws) if isinstance(laws, Collection) else frozenset()
 
 
 def bound_of(rule: Aggregator, lam: float) -> float | None:

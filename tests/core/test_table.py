@@ -242,6 +242,39 @@ def test_without_a_row_the_table_is_as_before_the_first_reply() -> None:
     assert table.direction().tolist() == [2.0] and table.counts == (7,)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@given(events=churn)
+def test_a_shift_moves_every_row_and_what_is_kept_up_to_date_with_it(
+    rule: Aggregator, events: list[tuple[str, int, int, int]]
+) -> None:
+    table: Table[object] = Table(rule, 2, torch.float64, CPU)
+    model, offset = Model(Counts()), torch.tensor([8.0, -4.0]).double()
+    for event in events:
+        if not carry_out(table, model, event):
+            continue
+        table.shift(offset)
+        moved = model.rows() + offset
+        assert torch.equal(table.view().rows, moved)
+        torch.testing.assert_close(table.direction(), rule(moved, model.weights()))
+        torch.testing.assert_close(table.direction(-offset), rule(model.rows(), model.weights()))
+        table.shift(-offset)
+        model.step += 1
+
+
+class Odd:
+    laws = None
+
+    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+        return rows.sum(dim=0) + 0 * weights.sum()
+
+
+def test_a_third_party_s_attribute_of_the_same_name_declares_nothing() -> None:
+    table: Table[object] = Table(Odd(), 1, torch.float64, CPU)
+    for index in range(3):
+        table.replace(index, torch.ones(1).double())
+    assert table.direction(torch.ones(1).double()).tolist() == [6.0]
+
+
 @given(churn)
 def test_a_table_filled_from_another_goes_on_as_that_one(
     events: list[tuple[str, int, int, int]],

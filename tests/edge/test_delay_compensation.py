@@ -157,6 +157,23 @@ def test_small_steps_of_the_nodes_are_taken_at_nearly_fedavg_s_pace() -> None:
     assert now < 2.5 * fedavg < 4 * fedavg < before
 
 
+@pytest.mark.parametrize("lr", [2.0, 4.0])
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
+def test_few_nodes_never_make_a_step_that_goes_beyond_what_they_say(nodes: int, lr: float) -> None:
+    """Also where local training goes all the way: with one node 2/m would swing for ever."""
+    turns = [node for _ in range(60) for node in range(nodes)]
+    session = session_of(MEDIAN, SGD(lr, per_node=True), 0.5, torch.ones(SIZE).double())
+    points = play(session, turns, lambda _turn, _node, query: 0 * query)
+    assert float(points[-1].abs().max()) < 1e-3
+
+
+def test_a_query_under_way_is_as_old_as_it_is_when_its_reply_comes() -> None:
+    """The error is at most the start's, and not at most that of the rows that there are."""
+    whole = torch.ones(NODES, SIZE).double()
+    told = errors(Mean(), 2.0, 0.5, [0, 1, 2] * 40 + [3], whole)
+    assert float(told[-2]) < 1e-6 < 1e-2 < float(told[-1]) <= 1
+
+
 # --- the setting ----------------------------------------------------------------------------------
 
 

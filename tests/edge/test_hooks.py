@@ -123,7 +123,7 @@ def test_what_a_subclass_returns_is_the_model_that_nodes_are_sent(
     if start is Strategy.start:
         assert sent == [4.0] * 4 + [10.0] * 4 + [20.0] * 4
     else:  # who replied before the round's end was sent its query then; the next reply moves on
-        assert max(sent[:7]) <= 4.0 and 6.0 < max(sent) < 20.0
+        assert max(sent[:7]) <= 4.0 and 8.0 < max(sent) < 20.0
 
 
 @BOTH
@@ -140,6 +140,31 @@ def test_what_a_subclass_returns_must_fit_the_model(
 
     with pytest.raises(ConfigError, match=r"^arrays="):
         Federation().run(Wrong(**QUIET), start=start)  # type: ignore[arg-type]
+
+
+class Lifting(AsyncRobust):
+    """Adds one to the model, once."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        w = arrays["w"].numpy() + (server_round == 2)
+        return ArrayRecord({"w": Array(w)}), metrics
+
+
+@BOTH
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_change_by_a_subclass_is_not_taken_for_a_way_that_training_went(
+    start: Callable[..., Result], share: float
+) -> None:
+    """Nodes that learn nothing leave it as it is, whatever they were sent before."""
+    strategy = Lifting(delay_compensation=share, **QUIET)  # type: ignore[arg-type]
+    with VirtualGrid(lambda message, _: Message(message.content, reply_to=message), 4) as grid:
+        result = start(strategy, grid, ArrayRecord(START), 6)
+    changed = result.arrays.to_torch_state_dict()["w"]
+    torch.testing.assert_close(changed, START["w"] + 1)
 
 
 # --- Flower's wrappers for differential privacy ---------------------------------------------------
@@ -285,6 +310,9 @@ def test_a_run_ends_after_the_first_round_that_came_far_enough(
     assert norm_of(result.arrays) == told[-1][1]
     assert strategy.statistics().accepted == 4 * rounds
     assert caplog.text.count("The run ends after round") == (rounds < 6)
+    # A name that is not there would stop nothing, and nobody would know why.
+    sentence = f"no number '{stop.metric}' to stop by, but ['list', 'norm', 'rounds']"
+    assert caplog.text.count(sentence) == (stop.metric in ("missing", "list"))
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.floats(0, 100), st.floats(1, 50))
