@@ -74,12 +74,21 @@ def _solve(p: Tensor, w: Tensor) -> Tensor:
     resistance = w[here].sum()
     if vector_norm(pull) <= resistance * (1 + p.shape[0] * EPS):
         return torch.where(here, w, 0.0) / resistance
-    starts = p[best] + _steps_off(offset, distance, w, int(here.sum()))
-    changes = _change(p, w, p[best], starts)
-    lowest = changes.argmin()
-    if not bool(changes[lowest] < 0):
+    steps = _steps_off(offset, distance, w, int(here.sum()))
+    change, step = _lowest(p, w, p[best], steps)
+    if not bool(change < 0):
         return torch.where(here, w, 0.0) / resistance
-    return _descend(p, w, starts[lowest])
+    # As far as that way goes down: close to a data point the direction to it is rounding, and
+    # so is every step that starts there.
+    _, step = _lowest(p, w, p[best], torch.outer(STRETCHING, step))
+    return _descend(p, w, p[best] + step)
+
+
+def _lowest(p: Tensor, w: Tensor, z: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the best of some steps from `z` changes, and that step."""
+    changes = _change(p, w, z, z + steps).nan_to_num(nan=torch.inf)
+    lowest = changes.argmin()
+    return changes[lowest], steps[lowest]
 
 
 def _steps_off(offset: Tensor, distance: Tensor, w: Tensor, here: int) -> Tensor:
@@ -149,11 +158,10 @@ def _descend(p: Tensor, w: Tensor, z: Tensor) -> Tensor:
             hessian = pull.sum() * identity - units.t() @ (units * pull.unsqueeze(1))
             newton = torch.linalg.solve_ex(hessian, force).result
             steps = torch.cat([steps, torch.outer(DAMPING, newton)])
-        changes = _change(p, w, z, z + steps).nan_to_num(nan=torch.inf)
-        lowest = changes.argmin()
-        if changes[lowest] >= -EPS * vector_norm(steps[lowest]):
+        change, step = _lowest(p, w, z, steps)
+        if change >= -EPS * vector_norm(step):
             break  # no more than its rounding
-        z = z + steps[lowest]
+        z = z + step
     distance = vector_norm(p - z, dim=1)
     met = distance == 0
     pull = torch.where(met, w, 0.0) if met.any() else w / distance

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flwr_byzasync.aggregators import (
@@ -261,6 +261,7 @@ def test_gm_is_stationary_whatever_the_scales_of_its_rows(exponent: int) -> None
     st.sampled_from([1e-6, 1e-9, 1e-13, 1e-16]),
     st.sampled_from([1e-2, 1e-4, 1e-6, 1e-9]),
 )
+@example(392004614, 1e-6, 1e-9)  # the first step off the row ended where all steps are rounding
 def test_between_two_tight_groups_the_geometric_median_is_found(
     seed: int, width: float, short: float
 ) -> None:
