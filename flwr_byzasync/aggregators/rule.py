@@ -112,7 +112,9 @@ class WeightedRule(ABC):
         """Return the literature's constant of this very rule, as `bound` has ours, or None."""
         return self._declared(self.RULE.published, lam)
 
-    def _declared(self, constant: Callable[[float], float] | None, lam: float) -> float | None:
+    def _declared(
+        self, constant: Callable[[float], float | None] | None, lam: float
+    ) -> float | None:
         mine = getattr(self, "byz_fraction", lam)
         return None if constant is None or lam > mine else constant(mine)
 
@@ -204,9 +206,11 @@ class RuleOver(WeightedRule):
         of: Callable[[Aggregator, float], float | None],
         over: Callable[[float, float], float | None],
     ) -> float | None:
-        mine = getattr(self, "byz_fraction", lam)
-        base = of(self.base, mine)
-        return None if base is None or lam > mine else over(mine, base)
+        def constant(mine: float) -> float | None:
+            base = of(self.base, mine)
+            return None if base is None else over(mine, base)
+
+        return self._declared(constant, lam)
 
 
 def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
