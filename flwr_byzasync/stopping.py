@@ -56,7 +56,7 @@ class EarlyStop:
 
     def unanswered(self, metrics: Mapping[str, object]) -> str | None:
         """Return what is the matter if these metrics do not have the one to stop by, or None."""
-        if self.metric is None or isinstance(metrics.get(self.metric), int | float):
+        if self.metric is None or self._value(metrics) is not None:
             return None
         return (
             f"evaluate_fn returned no number '{self.metric}' to stop by, but {sorted(metrics)}: "
@@ -75,9 +75,14 @@ class EarlyStop:
         """
         if self.seconds is not None and elapsed >= self.seconds:
             return f"{elapsed:.0f} seconds have passed"
-        value = None if metrics is None or self.metric is None else metrics.get(self.metric)
-        if not isinstance(value, int | float):
+        value = self._value(metrics)
+        if value is None:
             return None
         enough = self.at_least is not None and value >= self.at_least
         enough |= self.at_most is not None and value <= self.at_most
         return f"{self.metric} is {value:g}" if enough else None
+
+    def _value(self, metrics: Mapping[str, object] | None) -> int | float | None:
+        """Return the metric to stop by, or None if it is not there or no number."""
+        value = None if metrics is None or self.metric is None else metrics.get(self.metric)
+        return value if isinstance(value, int | float) else None
