@@ -55,8 +55,7 @@ class Reading:
             fix = "pass for example beta=0.25, or None for 1/(s + 1)"
             check_number("beta", self.beta, low=0, high=1, closed="right", fix=fix)
         fix = "pass for example delay_compensation=0.5, or leave it out"
-        given = self.delay_compensation
-        check_number("delay_compensation", given, low=0, high=1, closed="both", fix=fix)
+        check_number("delay_compensation", self.delay_compensation, low=0, high=1, fix=fix)
         if self.delay_compensation and self.payload != "model":
             legal, fix = "0 unless replies are models", "leave it out, or pass payload='model'"
             raise ConfigError("delay_compensation", self.delay_compensation, legal, fix)
