@@ -107,7 +107,8 @@ class ArrivalLoop:
         -------
         bool
             False, and an error in the log, if no reply was accepted for `timeout` seconds, no
-            step was made for that long, or every node is shut.
+            step was made for that long, a step left the range of the model's numbers, or every
+            node is shut and nobody has replied yet or will be asked again in time.
         """
         session, self._round = self.session, server_round
         deadline = self._clock() + self._timeout
@@ -117,10 +118,13 @@ class ArrivalLoop:
             session.state = on_clock(on_connected(session.state, here), self._clock())
             self._ask_due()
             arrived = self._take_in(target)
+            if session.out_of_range:
+                self._log_end("a step left the range of the model's numbers and was taken back")
+                return False
             if session.state.accepted > before and not session.state.awaited:
                 deadline = self._clock() + self._timeout
-            elif self._clock() >= deadline or self._all_shut():
-                self._log_stalled()
+            elif self._clock() >= deadline or self._nobody_comes_back(deadline):
+                self._log_end(self._what_is_missing())
                 return False
             if not arrived:
                 self._between()
@@ -140,7 +144,8 @@ class ArrivalLoop:
                 # The node that replied is sent its next query before anything else happens.
                 self._ask_due()
                 self._between()
-            if session.state.accepted >= target and not session.state.awaited:
+            done = session.state.accepted >= target and not session.state.awaited
+            if done or session.out_of_range:
                 break
         return arrived
 
@@ -192,13 +197,29 @@ class ArrivalLoop:
         statuses = {node.status for node in self.session.state.nodes.values()}
         return statuses == {Status.SHUT}
 
+    def _nobody_comes_back(self, deadline: float) -> bool:
+        """Whether every node is shut for longer than the run waits, or from the start on."""
+        state = self.session.state
+        if not self._all_shut():
+            return False
+        return state.accepted == 0 or min(node.due for node in state.nodes.values()) >= deadline
+
     def _log_network(self, error: Exception) -> None:
         """Log that the network fails once, until a call has worked again."""
         if not self._network_fails:
             self._network_fails = True
             logger.warning("A call to the SuperLink failed (%s); trying on.", type(error).__name__)
 
-    def _log_stalled(self) -> None:
+    def _what_is_missing(self) -> str:
+        state = self.session.state
+        if self._all_shut():
+            return "every connected node is shut after too many faults"
+        if state.awaited or not state.founders:
+            return f"the first step was not made within timeout={self._timeout:g} seconds"
+        held = ", and below_min_nodes='wait' waits for more nodes" if paused(state) else ""
+        return f"no reply was accepted for timeout={self._timeout:g} seconds{held}"
+
+    def _log_end(self, why: str) -> None:
         session, state = self.session, self.session.state
         logger.error(
             "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
@@ -206,12 +227,7 @@ class ArrivalLoop:
             self._round,
             state.accepted,
             state.iterates.step,
-            "every connected node is shut after too many faults"
-            if self._all_shut()
-            else f"the first step was not made within timeout={self._timeout:g} seconds"
-            if state.awaited or not state.founders
-            else f"no reply was accepted for timeout={self._timeout:g} seconds"
-            + (", and below_min_nodes='wait' waits for more nodes" if paused(state) else ""),
+            why,
             len(self.connected),
             sum(node.accepted > 0 for node in state.nodes.values()),
             quorum(state),

@@ -36,6 +36,9 @@ class Session:
         Seconds of a monotonic clock.
     last_fault : str
         What was wrong with the last reply that could not be used.
+    out_of_range : bool
+        Whether a step has left the range of the model's numbers: a step too long, or a rule
+        that bounds nobody. It was taken back, so that the model stays finite.
     """
 
     state: ServerState
@@ -43,6 +46,7 @@ class Session:
     device: torch.device
     clock: Callable[[], float]
     last_fault: str = ""
+    out_of_range: bool = False
     _told: set[tuple[int, Reason]] = field(default_factory=set)
 
     def query(
@@ -89,10 +93,17 @@ class Session:
 
     def settle(self, message_id: str, content: Update | Rejected) -> None:
         """Carry out what a message's reply was worth."""
-        sent = self.state.book.get(message_id)
+        sent, before = self.state.book.get(message_id), self.state.iterates
         self.state = on_reply(self.state, message_id, content, self.clock())
+        if self.state.iterates is not before and not self._in_range():
+            self.state = replace(self.state, iterates=before)
+            self._log_out_of_range()
         if sent is not None and isinstance(content, Rejected):
             self._log(sent.node_id, content)
+
+    def _in_range(self) -> bool:
+        """Whether the model is finite as nodes are sent it: in half precision much less is."""
+        return has_norm(self.state.layout.parameters.as_sent(self.state.iterates.x))
 
     def _decoded(self, sent: Sent, reply: Message) -> Update | Rejected:
         layout = self.state.layout
@@ -159,11 +170,22 @@ class Session:
             counters=layout.counters.flatten(tensors, self.device),
         )
 
+    def _log_out_of_range(self) -> None:
+        if not self.out_of_range:
+            self.out_of_range = True
+            logger.error(
+                "A step left the range of the model's numbers and was taken back: pass a smaller "
+                "learning rate, or a rule that bounds what a liar can do."
+            )
+
     def _log(self, node_id: int, rejected: Rejected) -> None:
         """Log a node's first fault of each kind, and that it is given up: a liar may not flood."""
         detail = f" ({rejected.detail})" if rejected.detail else ""
         self.last_fault = rejected.reason.value + detail
         if (node_id, rejected.reason) not in self._told:
+            if len(self._told) >= len(Reason) * len(self.state.nodes):
+                # Nodes that come under ever new ids are forgotten here, too.
+                self._told = {told for told in self._told if told[0] in self.state.nodes}
             self._told.add((node_id, rejected.reason))
             logger.warning("Reply of node %d not used: %s.", node_id, self.last_fault)
         node = self.state.nodes[node_id]

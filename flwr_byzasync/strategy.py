@@ -357,8 +357,9 @@ class AsyncRobust(RoundHooks):
             Rounds, >= 1.
         timeout : float, default 3600
             Longest time in seconds without an accepted reply, and before the first step. Then
-            the run ends with what is there and says so, and so it does at once when every node
-            is shut; `Result` has fewer rounds than asked for.
+            the run ends with what is there and says so. So it does at once when every node is
+            shut before any has replied, or for longer than this, and when a step leaves the
+            range of the model's numbers. `Result` has fewer rounds than asked for.
         train_config : ConfigRecord, optional
             Sent with every query, beside ``server-round`` and, unless replies are models, our
             own ``byz.`` keys.

@@ -326,7 +326,8 @@ class Training:
         return dump(self._session.state, self._position, self._identity)
 
     def _write(self) -> None:
-        if self._checkpoints is None:
+        # Rows that lead out of range would do so again: the checkpoints before them are worth more.
+        if self._checkpoints is None or self._session.out_of_range:
             return
         self._written = self._session.clock()
         try:

@@ -531,6 +531,26 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_leaves_the_range_of_numbers_keeps_the_checkpoints_before(
+    tmp_path: Path,
+) -> None:
+    """So that however often it is gone on with, what it knew before is not lost."""
+
+    class Explodes(SGD):
+        def step(self, iterates: Any, direction: torch.Tensor) -> Any:
+            return super().step(iterates, direction * (torch.inf if iterates.step > 20 else 1.0))
+
+    checkpoints = Checkpoints(tmp_path, every_rounds=1, keep=3)
+    listings = []
+    for _ in range(3):
+        with federation() as grid:
+            run = Run(tmp_path, optimizer=Explodes(0.05), checkpoints=checkpoints).start(grid)
+        assert run.result is not None and run.strategy.statistics().steps == 21
+        assert all(v.isfinite().all() for v in run.result.arrays.to_torch_state_dict().values())
+        listings.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert len(listings[0]) == 3 and listings[0] == listings[1] == listings[2]
+
+
 # --- when ---------------------------------------------------------------------------------------
 
 

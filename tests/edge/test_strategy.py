@@ -334,12 +334,74 @@ def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
     assert "2 have replied, and the first step needs 3" in caplog.text
 
 
-def test_when_every_node_is_shut_the_run_ends_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_when_every_node_is_shut_from_the_start_the_run_ends_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = FakeClock()
     with caplog.at_level(logging.ERROR, logger="flwr"):
         strategy_on(clock).start(grid_of(clock, raising, raising), ArrayRecord(START), 5)
     assert clock.now < 60.0
     assert "every connected node is shut" in caplog.text
+
+
+@pytest.mark.parametrize("ill", [1000.0, 1e9], ids=["well again in time", "for ever"])
+def test_when_every_node_is_shut_later_the_run_waits_for_their_way_back(
+    ill: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is away for a quarter of an hour must not end a run of a week."""
+    clock = FakeClock()
+
+    def ill_for_a_while(message: Message) -> Any:
+        return (raising if 50 < clock.now < 50 + ill else honest)(message)
+
+    strategy = strategy_on(clock, updates_per_round=20, poll_interval=1.0)
+    grid = grid_of(clock, *[ill_for_a_while] * 3)
+    with caplog.at_level(logging.ERROR, logger="flwr"):
+        result = strategy.start(grid, ArrayRecord(START), 20)
+    if ill < 1e9:
+        assert strategy.statistics().accepted == 400 and float(final(result).norm()) < 0.1
+        assert clock.now > 1050 and not caplog.text
+    else:
+        assert "every connected node is shut" in caplog.text and clock.now < 4000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rule that bounds nobody: no model of NaN, no checkpoint of one, no node that is blamed."""
+    clock, least = FakeClock(), torch.finfo(dtype).min
+
+    def huge(message: Message) -> RecordDict:
+        return reply_to(message, lambda x: torch.full_like(x, least))
+
+    strategy = strategy_on(clock, aggregator=Mean(), optimizer=SGD(4.0), updates_per_round=5)
+    start = {"w": START["w"].to(dtype)}
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        result = strategy.start(grid_of(clock, honest, honest, huge), ArrayRecord(start), 50)
+    assert final(result).isfinite().all() and strategy.statistics().reasons == {}
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "was taken back" in first and "a smaller learning rate" in first
+    assert "The run ends in round 1" in last and "left the range" in last
+
+
+def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was logged once is remembered, but not for a week of ever new ids."""
+    monkeypatch.setattr("flwr_byzasync.events.MOST_ABSENT", 3)
+    clock, told = FakeClock(), []
+
+    class Changing(FakeGrid):
+        def get_node_ids(self) -> list[int]:
+            stranger = 100 + int(self.clock.now // 2)
+            self.nodes.setdefault(stranger, FakeNode(broken, 0.5))
+            told.append(len(strategy._session._told))
+            return [1, 2, stranger]
+
+    strategy = strategy_on(clock, min_nodes=2, updates_per_round=50, poll_interval=0.5)
+    nodes = {key: FakeNode(honest) for key in (1, 2)}
+    strategy.start(Changing(clock, nodes), ArrayRecord(START), 20)
+    strangers, remembered = len(nodes) - 2, 3 + 3
+    assert strangers > 2 * remembered * len(Reason) >= 2 * max(told) > 0
 
 
 def test_a_node_that_connects_first_does_not_start_alone() -> None:
