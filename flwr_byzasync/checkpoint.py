@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -108,8 +108,8 @@ class Checkpoints:
     def claim(self) -> Iterator[None]:
         """Keep the folder for one run, and clear away what a killed one had half written.
 
-        Where the system has no locks of this kind, runs are not kept apart. A process that dies
-        loses its claim.
+        Where the system or the folder's file system has no locks of this kind, as over a network,
+        runs are not kept apart. A process that dies loses its claim.
 
         Raises
         ------
@@ -170,9 +170,11 @@ def write_file(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file(stored, temporary, metadata)
-        _sync(temporary)
+        _sync(temporary, os.O_RDWR)
         temporary.replace(path)
-        _sync(path.parent)
+        # Not every system opens folders: the file is whole and has its name all the same.
+        with suppress(OSError):
+            _sync(path.parent, os.O_RDONLY)
     except SafetensorError as error:  # which is how the library reports a full disk
         raise OSError(str(error)) from error
     finally:
@@ -242,6 +244,9 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
         legal, fix = "a folder that no other run uses", "wait for it to end, or pass another folder"
         raise ConfigError("folder", str(folder), legal, fix) from None
+    except OSError as error:
+        reason = error.strerror
+        logger.warning("Folder %s cannot be locked (%s): use it for one run.", folder, reason)
     try:
         yield
     finally:
@@ -253,9 +258,9 @@ def _number(path: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, flags: int) -> None:
     """Have a file, or the names in a folder, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

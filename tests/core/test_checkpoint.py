@@ -441,6 +441,31 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_on_a_disk_without_locks_or_syncs_of_folders_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As over a network, or where a system opens no folders."""
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks of this kind")
+    opens = os.open
+
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    def no_folders(path: Any, flags: int, *more: Any) -> int:
+        if Path(path).is_dir() and claimed:
+            raise PermissionError(13, "Permission denied")
+        return opens(path, flags, *more)
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(os, "open", no_folders)
+    claimed = False
+    with caplog.at_level(logging.WARNING, logger="flwr"), Checkpoints(tmp_path).claim():
+        claimed = True
+        (path,) = written(tmp_path)
+        read_file(path)
+    assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
+
+
 # --- identity -----------------------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ def federation(churn: tuple[Churn, ...] = (), nodes: int = NODES, seed: int = 3)
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for a disk proves nothing here: what is killed is no machine but a process."""
-    monkeypatch.setattr("flwr_byzasync.checkpoint._sync", lambda path: None)
+    monkeypatch.setattr("flwr_byzasync.checkpoint._sync", lambda path, flags: None)
 
 
 class Killing(Grid):
