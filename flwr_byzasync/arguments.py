@@ -1,6 +1,7 @@
 """Checks of what a user passes: each names the argument, its value, what is legal and a way out."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
@@ -74,7 +75,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     fix = "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     try:
         usable = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError, OverflowError):
         raise ConfigError("device", device, legal, fix) from None
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     on_card = usable.type == "cuda" and (usable.index or 0) < cards
@@ -113,8 +114,11 @@ def check_key(name: str, key: object, reserved: Iterable[str]) -> str:
 
 def check_names(name: str, names: object) -> tuple[str, ...]:
     """Return names as a tuple; one string is no collection of names."""
-    given = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
-    if given is None or not all(isinstance(each, str) for each in given):
+    given: tuple[object, ...] | None = None
+    with suppress(TypeError):  # of what has no parts, or looks as if it had, as an array of NumPy
+        given = None if isinstance(names, str) else tuple(names)  # type: ignore[arg-type]
+    told = None if given is None else tuple(each for each in given if isinstance(each, str))
+    if told is None or told != given:
         fix = "pass for example buffer_names(model)"
         raise ConfigError(name, names if given is None else given, "a collection of names", fix)
-    return given
+    return told

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_integer, check_number
+from flwr_byzasync.errors import ConfigError, check_integer, check_number, plain_numbers
 
 try:
     import fcntl
@@ -28,7 +28,7 @@ except ImportError:  # which is so on Windows
 
 logger = getLogger("flwr")
 
-FORMAT, VERSION = "flwr_byzasync checkpoint", "3"
+FORMAT, VERSION = "flwr_byzasync checkpoint", "4"
 PATTERN = "checkpoint-*.safetensors"
 DOCUMENT = "document"
 """Name of the tensor whose bytes are the JSON; the state's own tensors have dots in theirs."""
@@ -71,8 +71,9 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         named = isinstance(self.folder, str | os.PathLike) and os.fspath(self.folder)
-        if not isinstance(named, str) or "\0" in named or not Path(named).is_absolute():
+        if not isinstance(named, str) or not _is_path(named):
             fix = "write the whole path, beginning at the root"
             raise ConfigError("folder", self.folder, "an absolute path", fix)
         if self.every_rounds is not None:
@@ -251,6 +252,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is an absolute path that a system could have."""
+    try:
+        return b"\0" not in os.fsencode(text) and Path(text).is_absolute()
+    except UnicodeEncodeError:
+        return False
 
 
 def _number(path: Path) -> int:

@@ -6,8 +6,11 @@
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import fields
 from enum import Enum
 from numbers import Integral, Real
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -130,6 +133,20 @@ def check_integer(name: str, value: object, *, low: int, fix: str, high: int | N
     if number < low or (high is not None and number > high):
         raise ConfigError(name, value, legal, fix)
     return number
+
+
+def plain_numbers(settings: Any) -> None:
+    """Make numbers of NumPy, and fractions, among a frozen dataclass's fields Python's own.
+
+    What is legal as a number must be one wherever it is used: in arithmetic with tensors, in a
+    checkpoint, and beside the same number when a run goes on.
+    """
+    for name in (field.name for field in fields(settings)):
+        value = getattr(settings, name)
+        if isinstance(value, Real) and type(value).__module__ != "builtins":
+            with suppress(OverflowError):  # the check that follows refuses it
+                number = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(settings, name, number)
 
 
 def check_choice(name: str, value: object, choices: Collection[str], *, fix: str) -> str:

@@ -3,15 +3,16 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_byzasync.errors import ConfigError, check_integer, check_number
+from flwr_byzasync.errors import ConfigError, check_integer, check_number, plain_numbers
 from flwr_byzasync.progress import median_metrics
 from flwr_byzasync.pulls import Pulls
+from flwr_byzasync.questions import Question, Questions
 from flwr_byzasync.records import METRICS, ROUND, Wire
 from flwr_byzasync.replies import lost_on_the_way, metrics_of
 from flwr_byzasync.state import Metrics
@@ -109,6 +110,7 @@ class EvaluationSettings:
     function: MetricsFn | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         fix = "pass for example fraction_evaluate=0.5, or 0.0 for no evaluation by nodes"
         check_number("fraction_evaluate", self.fraction, low=0, high=1, fix=fix)
         fix = "pass for example min_evaluate_nodes=2"
@@ -188,6 +190,8 @@ class Evaluations:
         Of their own: one that hangs holds up no reply to a query.
     every : float
         Seconds between two looks at the answers.
+    questions : Questions
+        What is under way.
     """
 
     settings: EvaluationSettings
@@ -199,11 +203,7 @@ class Evaluations:
     report: Callable[[int, MetricRecord], None]
     pulls: Pulls[Message]
     every: float = 0.1
-    _looked: float = float("-inf")
-    _asked: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    _heard: dict[int, list[Metrics]] = field(default_factory=dict)
-    _able: set[int] = field(default_factory=set)
-    _unable: set[int] = field(default_factory=set)
+    questions: Questions = field(default_factory=Questions)
     _warned: bool = False
 
     def begin(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
@@ -212,9 +212,13 @@ class Evaluations:
         A node whose first answer was no metrics is not asked again: it has no evaluate function,
         or lies, and then it costs nobody else a question.
         """
-        owed = Counter(node_id for _, node_id, _ in self._asked.values())
+        under_way = self.questions
+        if server_round in under_way.heard:
+            return  # it was asked before the run was gone on with
+        owed = Counter(question.node_id for question in under_way.asked.values())
         busy = [node_id for node_id, answers in owed.items() if answers >= MOST_OWED]
-        able = [node_id for node_id in connected if node_id not in self._unable]
+        able = [node_id for node_id in connected if node_id not in under_way.unable]
+        asked = dict(under_way.asked)
         for message in self.settings.questions(
             server_round, arrays, self.config, able, self.wire, busy
         ):
@@ -223,48 +227,61 @@ class Evaluations:
             except Exception:
                 continue
             if sent:
-                self._asked[str(sent[0])] = server_round, message.metadata.dst_node_id, self.clock()
-                self._heard.setdefault(server_round, [])
+                node_id = message.metadata.dst_node_id
+                asked[str(sent[0])] = Question(server_round, node_id, self.clock())
+        if len(asked) > len(under_way.asked):
+            heard = {**under_way.heard, server_round: ()}
+            self.questions = replace(under_way, asked=asked, heard=heard)
 
     def take_in(self, connected: Collection[int]) -> None:
         """Take in the answers that are there; whoever left or is late is not waited for."""
-        if not self._heard or self.clock() < self._looked + self.every:
+        if not self.under_way or self.clock() < self.questions.looked + self.every:
             return
-        self._looked = self.clock()
-        self.pulls.begin_pass(self._asked)
-        for message_id, (server_round, node_id, since) in list(self._asked.items()):
+        self.questions = replace(self.questions, looked=self.clock())
+        self.pulls.begin_pass(self.questions.asked)
+        for message_id, question in self.questions.asked.items():
             try:
-                replies = self.pulls.look(message_id, node_id) or []
+                replies = self.pulls.look(message_id, question.node_id) or []
             except Exception:
                 replies = []
-            gone = node_id not in connected or self.clock() - since > self.limit
-            if replies or gone:
-                del self._asked[message_id]
+            late = self.clock() - question.since > self.limit
+            if replies or late or question.node_id not in connected:
+                self._strike_out(message_id)
             for reply in replies[:1]:
-                self._hear(server_round, node_id, reply)
-        waited_for = {server_round for server_round, _, _ in self._asked.values()}
-        for server_round in [r for r in self._heard if r not in waited_for]:
-            self._close(server_round, self._heard.pop(server_round))
+                self._hear(question, reply)
+        waited_for = {question.server_round for question in self.questions.asked.values()}
+        for server_round in self.questions.heard:
+            if server_round not in waited_for:
+                self._close(server_round)
 
     @property
     def under_way(self) -> bool:
-        """Whether somebody has not answered yet."""
-        return bool(self._asked)
+        """Whether the answers about some round are not complete."""
+        return bool(self.questions.heard)
 
-    def _hear(self, server_round: int, node_id: int, reply: Message) -> None:
-        told = metrics_of(reply)
+    def _strike_out(self, message_id: str) -> None:
+        asked = {key: line for key, line in self.questions.asked.items() if key != message_id}
+        self.questions = replace(self.questions, asked=asked)
+
+    def _hear(self, question: Question, reply: Message) -> None:
+        questions, node_id, told = self.questions, question.node_id, metrics_of(reply)
         if told is not None:
-            self._heard[server_round].append(told)
-            self._able.add(node_id)
-        elif node_id not in self._able and not lost_on_the_way(reply):
-            self._unable.add(node_id)
+            answers = (*questions.heard[question.server_round], told)
+            heard = {**questions.heard, question.server_round: answers}
+            self.questions = replace(questions, heard=heard, able=questions.able | {node_id})
+        elif node_id not in questions.able and not lost_on_the_way(reply):
+            self.questions = replace(questions, unable=questions.unable | {node_id})
 
-    def _close(self, server_round: int, told: list[Metrics]) -> None:
+    def _close(self, server_round: int) -> None:
+        questions = self.questions
+        told = questions.heard[server_round]
+        heard = {key: answers for key, answers in questions.heard.items() if key != server_round}
+        self.questions = replace(questions, heard=heard)
         metrics, used = self.settings.result(told), len(told)
         if metrics is not None:
             logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, used, dict(metrics))
             self.report(server_round, metrics)
-        elif self._unable and not self._able and not self._warned:
+        elif questions.unable and not questions.able and not self._warned:
             self._warned = True
             logger.warning(
                 "No node could evaluate the model in round %d: those asked are not asked again. "

@@ -17,6 +17,7 @@ from flwr_byzasync.state import (
     Sent,
     ServerState,
     Update,
+    all_shut,
     answers,
     may_step,
     paused,
@@ -84,7 +85,8 @@ def on_sent(
     node, before = state.nodes[node_id], state.nodes[node_id].before is not None
     limit = time_limit(node, state.policy)
     point = state.iterates.x if state.policy.reading.keeps_sent else None
-    book[message_id] = Sent(node_id, query, state.iterates.step, now, limit, False, point, before)
+    step = state.iterates.step
+    book[message_id] = Sent(node_id, query, step, now, limit, point=point, before=before)
     state = replace(state, book=book, queries=max(state.queries, query + 1))
     return _advance(state, node_id, Event.READY)
 
@@ -145,6 +147,38 @@ def on_clock(state: ServerState, now: float) -> ServerState:
     return state
 
 
+def on_standstill(state: ServerState, seconds: float) -> ServerState:
+    """Take note that the server did not listen for a while: no message is late for that."""
+    book = {
+        key: replace(line, sent_at=line.sent_at + seconds, held=line.held + seconds)
+        for key, line in state.book.items()
+    }
+    return replace(state, book=book)
+
+
+def on_all_shut(state: ServerState, now: float) -> ServerState:
+    """Ask nodes again after `reply_timeout` at the latest while every one of them is shut.
+
+    What shut them all is no liar, and waits that double would outlast the run's patience.
+    """
+    latest = now + state.policy.reply_timeout
+    return _due_by(state, latest) if all_shut(state) else state
+
+
+def on_end(state: ServerState, now: float) -> ServerState:
+    """Have a run that ends early ask whoever is shut as soon as it is gone on with."""
+    return _due_by(state, now)
+
+
+def _due_by(state: ServerState, latest: float) -> ServerState:
+    late = {
+        node_id: replace(node, due=latest)
+        for node_id, node in state.nodes.items()
+        if node.status is Status.SHUT and node.due > latest
+    }
+    return replace(state, nodes={**state.nodes, **late}) if late else state
+
+
 def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> ServerState:
     node = state.nodes[sent.node_id]
     status, effects = move(node.status, Event.UPDATE)
@@ -155,7 +189,9 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
     tables.parameters.replace(row, update.vector, count, sent.step, step)
     tables.buffers.replace(row, update.buffers, count, sent.step, step)
     tables.counters.replace(row, update.counters, count, sent.step, step)
-    times = (*node.reply_times, now - sent.sent_at)[-REPLY_TIMES_KEPT:]
+    times, took = node.reply_times, now - sent.sent_at
+    if sent.held <= took:  # else it may have been there for long, and says little of its pace
+        times = (*times, took)[-REPLY_TIMES_KEPT:]
     nodes = dict(state.nodes)
     nodes[sent.node_id] = replace(
         node,

@@ -8,14 +8,26 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from flwr_byzasync.errors import Reason
-from flwr_byzasync.events import due_nodes, on_clock, on_connected, on_sent, on_unsent
+from flwr_byzasync.events import (
+    due_nodes,
+    on_all_shut,
+    on_clock,
+    on_connected,
+    on_sent,
+    on_standstill,
+    on_unsent,
+)
 from flwr_byzasync.pulls import Pulls
 from flwr_byzasync.session import Session
 from flwr_byzasync.simulation import clock_of
-from flwr_byzasync.state import Rejected, paused, quorum
-from flwr_byzasync.transitions import Status
+from flwr_byzasync.state import Rejected, all_shut, paused, quorum
 
 logger = getLogger("flwr")
+
+NOTICE = 1.0
+"""Seconds within which a signal is noticed, however seldom the network is looked at."""
+STANDSTILL = 60.0
+"""Seconds by which a wait must have been too long for everything to have stood still."""
 
 
 class ArrivalLoop:
@@ -73,6 +85,7 @@ class ArrivalLoop:
                 said = len(self.connected)
                 logger.info("Waiting for nodes: %d of %d are connected.", said, wanted)
             if self._clock() >= deadline:
+                self.session.gave_up = f"{said} of {wanted} nodes connected in time"
                 logger.error(
                     "Only %d of %d nodes connected within timeout=%g seconds: start more nodes, "
                     "or pass a smaller min_available_nodes or min_nodes.",
@@ -118,6 +131,7 @@ class ArrivalLoop:
             session.state = on_clock(on_connected(session.state, here), self._clock())
             self._ask_due()
             arrived = self._take_in(target)
+            session.state = on_all_shut(session.state, self._clock())
             if session.out_of_range:
                 self._log_end("a step left the range of the model's numbers and was taken back")
                 return False
@@ -127,9 +141,29 @@ class ArrivalLoop:
                 self._log_end(self._what_is_missing())
                 return False
             if not arrived:
-                self._between()
-                self._sleep(self._poll_interval)
+                deadline += self._rest()
         return True
+
+    def _rest(self) -> float:
+        """Wait as long as between two looks at the network, a signal's notice at most.
+
+        Returns
+        -------
+        float
+            Seconds that everything stood still meanwhile, as when a machine is suspended: no
+            node is late for that, and no time limit runs.
+        """
+        began, left = self._clock(), self._poll_interval
+        while left > 0:
+            self._between()
+            self._sleep(min(left, NOTICE))
+            left -= NOTICE
+        lost = self._clock() - began - self._poll_interval
+        if lost < STANDSTILL:
+            return 0.0
+        logger.warning("The run stood still for %.0f seconds: time limits are moved.", lost)
+        self.session.state = on_standstill(self.session.state, lost)
+        return lost
 
     def _take_in(self, target: int) -> bool:
         """Pull every message that may be answered; True if one was."""
@@ -193,14 +227,10 @@ class ArrivalLoop:
         self._network_fails = False
         return replies
 
-    def _all_shut(self) -> bool:
-        statuses = {node.status for node in self.session.state.nodes.values()}
-        return statuses == {Status.SHUT}
-
     def _nobody_comes_back(self, deadline: float) -> bool:
         """Whether every node is shut for longer than the run waits, or from the start on."""
         state = self.session.state
-        if not self._all_shut():
+        if not all_shut(state):
             return False
         return state.accepted == 0 or min(node.due for node in state.nodes.values()) >= deadline
 
@@ -212,7 +242,7 @@ class ArrivalLoop:
 
     def _what_is_missing(self) -> str:
         state = self.session.state
-        if self._all_shut():
+        if all_shut(state):
             return "every connected node is shut after too many faults"
         if state.awaited or not state.founders:
             return f"the first step was not made within timeout={self._timeout:g} seconds"
@@ -221,6 +251,7 @@ class ArrivalLoop:
 
     def _log_end(self, why: str) -> None:
         session, state = self.session, self.session.state
+        session.gave_up = why
         logger.error(
             "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
             "%d have replied, and the first step needs %d; rejected replies: %s%s.",

@@ -151,7 +151,10 @@ def round_line(
     staleness = (state.staleness - since.staleness) / max(fresh, 1)
     rejected = sum(state.reasons.values())
     # By the pace of this round alone: the first one waited for the clients to start.
-    left = timedelta(seconds=round(seconds * (num_rounds - server_round)))
+    try:
+        left = str(timedelta(seconds=round(seconds * (num_rounds - server_round))))
+    except OverflowError:  # a run that is meant to go on until it is stopped
+        left = "years"
     parts = [f"{state.accepted} replies ({fresh / max(seconds, 1e-9):.1f}/s)"]
     if metrics:
         parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_choice, check_number
+from flwr_byzasync.errors import ConfigError, check_choice, check_number, plain_numbers
 
 PAYLOADS = ("momentum", "gradient", "model")
 CORRECTIONS = ("client", "server")
@@ -47,6 +47,7 @@ class Reading:
     delay_compensation: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_choice("payload", self.payload, PAYLOADS, fix="leave it out or pass 'model'")
         check_choice("correction", self.correction, CORRECTIONS, fix="leave it out")
         fix = "pass for example momentum=0.9"

@@ -56,6 +56,9 @@ class VirtualNode:
         if self.attack is not None and not isinstance(self.attack, TimedAttack):
             fix = "leave it out, or pass for example SlowDown()"
             raise ConfigError("attack", self.attack, "an attack with a method delay", fix)
+        if not isinstance(self.node_config, Mapping):
+            fix = "pass for example {'data': 'north'}"
+            raise ConfigError("node_config", self.node_config, "a mapping of names", fix)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ class Session:
     out_of_range : bool
         Whether a step has left the range of the model's numbers: a step too long, or a rule
         that bounds nobody. It was taken back, so that the model stays finite.
+    torn : bool
+        Whether a rule or an optimizer raised while it took a reply in: tables and state may not
+        go together.
+    gave_up : str
+        Why the run ended before its last round.
     """
 
     state: ServerState
@@ -47,6 +52,8 @@ class Session:
     clock: Callable[[], float]
     last_fault: str = ""
     out_of_range: bool = False
+    torn: bool = False
+    gave_up: str = ""
     _told: set[tuple[int, Reason]] = field(default_factory=set)
 
     def query(
@@ -94,7 +101,9 @@ class Session:
     def settle(self, message_id: str, content: Update | Rejected) -> None:
         """Carry out what a message's reply was worth."""
         sent, before = self.state.book.get(message_id), self.state.iterates
+        self.torn = True
         self.state = on_reply(self.state, message_id, content, self.clock())
+        self.torn = False
         if self.state.iterates is not before and not self._in_range():
             self.state = replace(self.state, iterates=before)
             self._log_out_of_range()

@@ -36,6 +36,8 @@ class Signals:
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
         self._noted: int | None = None
+        self.pressing = False
+        """Whether a second one came while the first was waiting."""
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
@@ -86,5 +88,6 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.pending:
+            self.pressing = True
             self.hand_on()
         self._noted = number

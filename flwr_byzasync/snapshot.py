@@ -12,14 +12,14 @@ from torch import Tensor
 from flwr_byzasync.codec import MisfitError, pack, types_of, unpack
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.progress import Mark
+from flwr_byzasync.questions import Question, Questions
 from flwr_byzasync.state import Node, Sent, ServerState, Tables
-
-Number = int | float | list[int] | list[float]
-"""What Flower's MetricRecord holds."""
 
 SETTINGS = frozenset({"layout", "optimizer", "policy"})
 """Fields of `ServerState` that whoever resumes passes again. `tables` are saved by `_rows_of`."""
-CLOCK: Mapping[type, tuple[str, ...]] = {Node: ("due",), Sent: ("sent_at",), Mark: ("at",)}
+CLOCK: Mapping[type, tuple[str, ...]] = {
+    Node: ("due",), Sent: ("sent_at",), Mark: ("at",), Question: ("since",), Questions: ("looked",)
+}  # fmt: skip
 """Fields that are seconds of a clock: another process's clock shows others."""
 
 
@@ -39,9 +39,11 @@ class Position:
         What had been reached when that round began.
     connected : tuple of int
         Nodes that were connected.
-    train_metrics, evaluate_metrics, node_metrics : mapping
-        By round: what the nodes told while they trained, what `evaluate_fn` told, and what nodes
-        found that the model is worth. Evaluations under way are not saved.
+    history : str
+        Metrics of all rounds, a line of JSON each: of a long run they are many, and one text is
+        written down as quickly as it is long.
+    questions : Questions
+        Evaluations by nodes that are under way.
     run_id : int
         Flower's id of the `flwr run`: no other one is answered its messages.
     """
@@ -52,9 +54,8 @@ class Position:
     size: int
     mark: Mark
     connected: tuple[int, ...] = ()
-    train_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
-    evaluate_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
-    node_metrics: Mapping[int, Mapping[str, Number]] = field(default_factory=dict)
+    history: str = ""
+    questions: Questions = field(default_factory=Questions)
     run_id: int = 0
 
 
@@ -215,9 +216,12 @@ def moved(value: Any, shift: float) -> Any:
         return {key: moved(item, shift) for key, item in value.items()}
     if type(value) in CLOCK:
         names = CLOCK[type(value)]
-        return replace(value, **{name: getattr(value, name) + shift for name in names})
+        value = replace(value, **{name: getattr(value, name) + shift for name in names})
+    if isinstance(value, Questions):
+        return replace(value, asked=moved(value.asked, shift))
     if isinstance(value, Position):
-        return replace(value, mark=moved(value.mark, shift))
+        inside = {"mark": value.mark, "questions": value.questions}
+        return replace(value, **{name: moved(item, shift) for name, item in inside.items()})
     return value
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators import Aggregator, CoordinateWiseMedian
 from flwr_byzasync.aggregators.median import middle_values
-from flwr_byzasync.errors import Reason, check_choice, check_integer, check_number
+from flwr_byzasync.errors import Reason, check_choice, check_integer, check_number, plain_numbers
 from flwr_byzasync.layout import Layout, ModelLayout
 from flwr_byzasync.optimizers import Iterates, Optimizer
 from flwr_byzasync.reading import Reading
@@ -71,6 +71,8 @@ class Sent:
         Seconds after which it counts as unanswered.
     overdue : bool
         Whether it does.
+    held : float
+        Seconds by which `sent_at` was moved because the server did not listen.
     point : Tensor or None
         (d,) the server's x of then, where the reply cannot be read without it; what was sent
         but for rounding to the model's own dtypes.
@@ -87,6 +89,7 @@ class Sent:
     sent_at: float
     limit: float
     overdue: bool = False
+    held: float = 0.0
     point: Tensor | None = None
     before: bool = False
     jump: Tensor | None = None
@@ -181,6 +184,7 @@ class Policy:
     reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.min_nodes is not None:
             fix = "pass a positive number, or None"
             check_integer("min_nodes", self.min_nodes, low=1, fix=fix)
@@ -336,6 +340,11 @@ def answers(node: Node, policy: Policy) -> bool:
     """Whether a node has a row, is there, and has replied to what it was asked last."""
     there = node.row is not None and node.status in (Status.IDLE, Status.ASKED)
     return there and node.silences == 0 and node.faults < policy.shut_after
+
+
+def all_shut(state: ServerState) -> bool:
+    """Whether every node is shut."""
+    return {node.status for node in state.nodes.values()} == {Status.SHUT}
 
 
 def _lower_median(rows: Tensor, weights: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from flwr_byzasync.arguments import (
 from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.errors import ConfigError, check_integer, check_number
 from flwr_byzasync.evaluation import Evaluations, EvaluationSettings, MetricsFn
+from flwr_byzasync.logbook import Logbook
 from flwr_byzasync.loop import ArrivalLoop, pulls_of
 from flwr_byzasync.optimizers import Optimizer
 from flwr_byzasync.progress import Statistics, statistics
@@ -380,8 +381,11 @@ class AsyncRobust(RoundHooks):
             If an argument is out of range, or the run in the folder of checkpoints cannot be
             gone on with; before any message is sent.
         """
-        check_integer("num_rounds", num_rounds, low=1, fix="pass for example num_rounds=20")
-        check_number("timeout", timeout, low=0, closed="neither", fix="pass a time in seconds")
+        fix = "pass for example num_rounds=20"
+        num_rounds = check_integer("num_rounds", num_rounds, low=1, fix=fix)
+        fix = "pass a time in seconds"
+        timeout = check_number("timeout", timeout, low=0, closed="neither", fix=fix)
+        check_call("evaluate_fn", evaluate_fn)
         configs = check_configs(train_config, evaluate_config)
         if self.early_stop and self.early_stop.metric is not None and evaluate_fn is None:
             legal, fix = "by time without an evaluate_fn", "pass evaluate_fn to start"
@@ -394,21 +398,21 @@ class AsyncRobust(RoundHooks):
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
         result, began = Result(arrays=initial_arrays), session.clock()
+        identity = identity_of(session.state, self.aggregator)
+        logbook = Logbook(session, result, self.checkpoints, identity, _run_id(grid))
         training = Training(
             session,
             result,
             num_rounds,
             RoundEnd(self._end_round, evaluate_fn, self.on_round_end, self.early_stop),
-            self.checkpoints,
-            identity_of(session.state, self.aggregator),
-            _run_id(grid),
+            logbook,
         )
         if self.checkpoints is not None:
             self.checkpoints.prepare()
         self._arrivals = True
         try:
             with self.checkpoints.claim() if self.checkpoints else nullcontext():
-                training.recover(self.resume)
+                logbook.recover(self.resume)
                 self._train(training, grid, configs, timeout)
         finally:
             self._arrivals = False

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_choice, check_number
+from flwr_byzasync.errors import ConfigError, check_choice, check_number, plain_numbers
 
 EPS = torch.finfo(torch.float64).eps
 FIX = "pass 'counts', 'uniform' or for example StalenessDiscount(power=0.5)"
@@ -101,6 +101,7 @@ class StalenessDiscount:
     power: float = 0.5
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         fix = "pass for example power=0.5"
         check_number("power", self.power, low=0, high=10, closed="right", fix=fix)
 

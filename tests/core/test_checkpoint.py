@@ -34,6 +34,7 @@ from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.events import on_connected, on_reply, on_sent
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
 from flwr_byzasync.progress import Mark
+from flwr_byzasync.questions import Question, Questions
 from flwr_byzasync.snapshot import (
     CLOCK,
     SETTINGS,
@@ -50,7 +51,10 @@ from flwr_byzasync.table import Table
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
-NOT_OF_A_CLOCK = {(Node, "reply_times"), (Node, "metrics"), (Sent, "limit")}
+NOT_OF_A_CLOCK = {
+    (Node, "reply_times"), (Node, "metrics"), (Sent, "limit"), (Sent, "held"),
+    (Questions, "heard"),
+}  # fmt: skip
 """Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
 
 
@@ -61,7 +65,9 @@ def fresh(weigh: WeightPolicy | None = None) -> ServerState:
 
 
 def position_at(now: float, state: ServerState) -> Position:
-    return Position(now, 7.0, 3, 5, Mark(now - 2.0, 4, 1), (1, 2, 3), {1: {"loss": 0.5}}, {})
+    questions = Questions({"m9": Question(2, 1, now - 3.0)}, {2: ({"loss": 0.5},)}, looked=now)
+    began = Mark(now - 2.0, 4, 1)
+    return Position(now, 7.0, 3, 5, began, (1, 2, 3), '["of", 1, {}]\n', questions)
 
 
 def played(seed: int, events: int = 12, weigh: WeightPolicy | None = None) -> ServerState:
@@ -160,7 +166,7 @@ def test_a_table_keeps_nothing_that_is_not_saved_derived_or_passed_again() -> No
 def test_every_number_of_seconds_is_known_as_one_of_a_clock_or_not() -> None:
     floats = {
         (cls, field.name)
-        for cls in (Node, Sent, Mark, ServerState)
+        for cls in (Node, Sent, Mark, ServerState, Question, Questions)
         for field in fields(cls)
         if "float" in str(get_type_hints(cls)[field.name])
     }
@@ -185,7 +191,11 @@ def test_a_state_goes_through_a_file_bit_for_bit(
     book = {key: replace(line, sent_at=line.sent_at + shift) for key, line in state.book.items()}
     assert plain(loaded) == plain(replace(state, nodes=nodes, book=book))
     assert list(loaded.nodes) == list(state.nodes) and list(loaded.book) == list(state.book)
-    assert position == replace(position_at(200.0, state), now=now, mark=Mark(198.0 + shift, 4, 1))
+    before = position_at(200.0, state)
+    asked = {"m9": Question(2, 1, 197.0 + shift)}
+    questions = replace(before.questions, asked=asked, looked=200.0 + shift)
+    mark = Mark(198.0 + shift, 4, 1)
+    assert position == replace(before, now=now, mark=mark, questions=questions)
 
 
 @given(st.integers(0, 2**32))
