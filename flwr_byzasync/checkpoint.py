@@ -120,11 +120,15 @@ class Checkpoints:
         folder = Path(self.folder)
         with _locked(folder):
             for rest in folder.glob(f".{PATTERN}.tmp"):
-                rest.unlink(missing_ok=True)
+                with suppress(OSError):  # such as a folder of that name
+                    rest.unlink(missing_ok=True)
             yield
 
     def paths(self) -> list[Path]:
-        """Return what looks like a checkpoint, newest first; it may be damaged."""
+        """Return the files that look like a checkpoint, newest first; they may be damaged."""
+        return [path for path in self._named() if path.is_file()]
+
+    def _named(self) -> list[Path]:
         found = [path for path in Path(self.folder).glob(PATTERN) if _number(path) > 0]
         return sorted(found, key=_number, reverse=True)
 
@@ -141,8 +145,8 @@ class Checkpoints:
         OSError
             If the disk is full or gone; those written before are untouched.
         """
-        earlier = self.paths()
-        number = _number(earlier[0]) + 1 if earlier else 1
+        earlier, taken = self.paths(), self._named()
+        number = _number(taken[0]) + 1 if taken else 1
         path = Path(self.folder) / PATTERN.replace("*", f"{number:08d}")
         write_file(path, document, tensors)
         for old in earlier[self.keep - 1 :]:
@@ -154,8 +158,10 @@ class Checkpoints:
 
         Others are named in the log, with what is wrong with them.
         """
-        for path in self.paths():
+        for path in self._named():
             try:
+                if not path.is_file():  # to read from a pipe would wait for ever
+                    raise DamagedError("it is no whole safetensors file, nor any other file")
                 yield path, *read_file(path)
             except DamagedError as error:
                 logger.warning("Checkpoint %s is not used: %s.", path.name, error)

@@ -31,6 +31,9 @@ class Statistics:
         Steps between sending a query and receiving its reply, averaged over accepted replies.
     former : int
         Accepted replies of nodes that a run no longer knew when it went on among other nodes.
+    gave_up : str
+        Why the run ended before its last round, as the log says; empty if it did not. An
+        `EarlyStop` is no giving up.
     """
 
     replies: Mapping[int, int] = field(default_factory=dict)
@@ -39,6 +42,7 @@ class Statistics:
     mean_staleness: float = 0.0
     former: int = 0
     weights: Mapping[int, float] = field(default_factory=dict)
+    gave_up: str = ""
 
     @property
     def accepted(self) -> int:
@@ -57,7 +61,7 @@ class Statistics:
         return held / total if total else 0.0
 
 
-def statistics(state: ServerState) -> Statistics:
+def statistics(state: ServerState, gave_up: str = "") -> Statistics:
     """Return the snapshot of a state."""
     replies = {key: node.accepted for key, node in state.nodes.items()}
     return Statistics(
@@ -67,6 +71,7 @@ def statistics(state: ServerState) -> Statistics:
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
         former=state.accepted - sum(replies.values()),
         weights=MappingProxyType(_shares(state)),
+        gave_up=gave_up,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from logging import getLogger
+from logging import DEBUG, WARNING, getLogger
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType
@@ -18,6 +18,9 @@ from flwr_byzasync.state import Rejected, Sent, ServerState, Update
 from flwr_byzasync.transitions import Status
 
 logger = getLogger("flwr")
+
+MOST_LINES = 1000
+"""Nodes' faults that are logged one by one: who comes under ever new ids may not fill a disk."""
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Session:
     out_of_range: bool = False
     torn: bool = False
     gave_up: str = ""
+    _lines: int = 0
     _told: set[tuple[int, Reason]] = field(default_factory=set)
 
     def query(
@@ -196,7 +200,11 @@ class Session:
                 # Nodes that come under ever new ids are forgotten here, too.
                 self._told = {told for told in self._told if told[0] in self.state.nodes}
             self._told.add((node_id, rejected.reason))
-            logger.warning("Reply of node %d not used: %s.", node_id, self.last_fault)
+            self._lines += 1
+            level = WARNING if self._lines <= MOST_LINES else DEBUG
+            logger.log(level, "Reply of node %d not used: %s.", node_id, self.last_fault)
+            if self._lines == MOST_LINES:
+                logger.warning("More nodes whose replies are not used are counted in silence.")
         node = self.state.nodes[node_id]
         if node.status is Status.SHUT:
             logger.warning(

@@ -327,14 +327,15 @@ class AsyncRobust(RoundHooks):
         logger.info("\t\t└── ConfigRecord key: '%s'", self._wire.configrecord_key)
 
     def statistics(self) -> Statistics:
-        """Return replies by node, staleness and rejected replies of the run so far.
+        """Return replies by node, staleness, rejected replies, and why a run ended early.
 
         Returns
         -------
         Statistics
             A frozen snapshot; empty before a run.
         """
-        return Statistics() if self._session is None else statistics(self._session.state)
+        session = self._session
+        return Statistics() if session is None else statistics(session.state, session.gave_up)
 
     def start(
         self,
@@ -360,7 +361,8 @@ class AsyncRobust(RoundHooks):
             Longest time in seconds without an accepted reply, and before the first step. Then
             the run ends with what is there and says so. So it does at once when every node is
             shut before any has replied, or for longer than this, and when a step leaves the
-            range of the model's numbers. `Result` has fewer rounds than asked for.
+            range of the model's numbers. `Result` has fewer rounds than asked for then, and
+            ``statistics().gave_up`` is why.
         train_config : ConfigRecord, optional
             Sent with every query, beside ``server-round`` and, unless replies are models, our
             own ``byz.`` keys.

@@ -81,7 +81,10 @@ def main(grid: Grid, context: Context) -> None:
     output.finish(result, statistics, partitions)
     done = max(result.evaluate_metrics_serverapp)
     if done < settings.num_server_rounds:
-        raise RunFailed(f"The run ended after {done} of {settings.num_server_rounds} rounds.")
+        raise RunFailed(
+            f"The run ended after {done} of {settings.num_server_rounds} rounds: "
+            f"{statistics.gave_up}."
+        )
 
 
 def check_nodes(settings: Settings, grid: Grid) -> list[int]:

@@ -451,6 +451,24 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_else_has_such_a_name_is_left_alone_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-00000007.safetensors").mkdir()
+    (tmp_path / ".checkpoint-00000003.safetensors.tmp").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "checkpoint-00000009.safetensors")
+    before = set(tmp_path.iterdir())
+    with Checkpoints(tmp_path).claim():
+        paths = written(tmp_path, count=5, keep=2)
+    assert [path for path, _, _ in Checkpoints(tmp_path).read()] == paths
+    assert set(tmp_path.iterdir()) == before | set(paths) and len(paths) == 2
+
+
+@pytest.mark.parametrize("folder", ["here", "", 3, "/a\0b", "/tmp/\ud800x", b"/tmp", None])
+def test_a_folder_that_no_system_could_have_is_refused(folder: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^folder="):
+        Checkpoints(folder)
+
+
 def test_a_folder_on_a_disk_without_locks_or_syncs_of_folders_is_used_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

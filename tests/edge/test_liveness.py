@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -312,6 +314,9 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("evaluate_metrics_aggr_fn", 3), ("early_stop", 0.95), ("early_stop", EarlyStop),
         ("on_round_end", "save"), ("fraction_train", 0.5), ("fraction_train", 0.0),
         ("weighted_by_key", "num-examples"), ("arrayrecord_key", "arrays-prev"),
+        ("buffers", np.array(1.0)), ("device", 10**400), ("max_pace", np.float32(0.5)),
+        ("reply_timeout", np.float32("nan")), ("shut_after", np.int64(0)),
+        ("momentum", np.float64(1.0)), ("reply_timeout", Fraction(10**400)),
     ],
 )  # fmt: skip
 def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
@@ -321,7 +326,8 @@ def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_mov
         strategy_of(**{argument: value})
     error = caught.value
     assert error.argument == argument and error.legal and error.fix
-    assert str(error).startswith(f"{argument}=") and str(value)[:20] in str(error)
+    shown = (str(value)[:20], repr(value)[:20])
+    assert str(error).startswith(f"{argument}=") and any(text in str(error) for text in shown)
 
 
 @pytest.mark.parametrize("settings", [{"payload": "gradient"}, {"payload": "momentum"}])
@@ -350,3 +356,44 @@ def test_an_argument_of_fedavg_that_means_nothing_here_says_what_does(name: str,
     with pytest.raises(ConfigError) as caught:
         AsyncRobust(**{name: value})  # type: ignore[arg-type]
     assert says in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("evaluate_fn", 3), ("num_rounds", 0), ("num_rounds", 2.0), ("num_rounds", True),
+        ("timeout", 0.0), ("timeout", np.float64("inf")), ("timeout", "60"),
+        ("train_config", {"lr": 0.1}), ("evaluate_config", 3),
+    ],
+)  # fmt: skip
+def test_every_argument_of_start_out_of_range_is_refused_before_anything_is_sent(
+    argument: str, value: object
+) -> None:
+    with VirtualGrid(app(), 3) as grid, pytest.raises(ConfigError) as caught:
+        strategy_of().start(grid, ArrayRecord(START), **{argument: value})  # type: ignore[arg-type]
+    assert caught.value.argument == argument and caught.value.fix and grid.clock() == 0.0
+
+
+@pytest.mark.parametrize("rounds", [10**15, np.int64(10**15)])
+def test_a_run_may_have_more_rounds_than_there_are_days(rounds: int) -> None:
+    strategy = strategy_of(early_stop=EarlyStop(seconds=60.0))
+    run(strategy, 3, rounds, timeout=Fraction(600))  # type: ignore[arg-type]
+    assert strategy.statistics().accepted > 30
+
+
+def test_replies_that_wait_for_a_slow_evaluation_say_nothing_of_a_node_s_pace() -> None:
+    """They are in time, and were there when nobody looked: not at once, as it then seems."""
+    spent: list[float] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
+        if server_round:
+            grid.sleep(7200.0)
+            spent.append(7200.0)
+
+    strategy = strategy_of(max_pace=2.0, updates_per_round=3)
+    with VirtualGrid(app(), [VirtualNode(compute=10.0)] * 3, seed=1) as grid:
+        strategy.start(grid, ArrayRecord(START), 6, evaluate_fn=evaluate)
+    assert strategy._session is not None and len(spent) == 6
+    nodes = strategy._session.state.nodes.values()
+    assert strategy.statistics().reasons == {}
+    assert all(times and min(times) >= 10.0 for times in (node.reply_times for node in nodes))

@@ -1,6 +1,8 @@
 """When the arrival loop gives up, and what it says then."""
 
 import logging
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_byzasync import AsyncRobust
 from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.checkpoint import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
@@ -45,6 +48,57 @@ def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_tak
     strategy = strategy_on(grid)
     strategy.start(grid, ArrayRecord(START), 2, timeout=60.0, evaluate_fn=evaluate)
     assert strategy.statistics().accepted == 6
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_who_stood_still_with_everybody_else_is_not_late(
+    noticed: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspended machine: server, nodes and messages alike, for two hours."""
+    if not noticed:
+        monkeypatch.setattr("flwr_byzasync.loop.STANDSTILL", float("inf"))
+    grid, slept = grid_of_three(), []
+
+    def sleep(seconds: float) -> None:
+        grid.clock.sleep(seconds)
+        if grid.clock.now > 20.0 and not slept:
+            slept.append(grid.clock.now)
+            grid.clock.now += 7200.0
+            grid.waiting = {key: (at + 7200.0, m) for key, (at, m) in grid.waiting.items()}
+
+    strategy = AsyncRobust(
+        CoordinateWiseMedian(), SGD(0.1), clock=grid.clock, sleep=sleep, min_nodes=3
+    )
+    with caplog.at_level(logging.WARNING, "flwr"):
+        strategy.start(grid, ArrayRecord(START), 20)
+    statistics = strategy.statistics()
+    if noticed:
+        assert statistics.accepted == 60 and statistics.reasons == {} and not statistics.gave_up
+        assert "The run stood still for 7200 seconds" in caplog.text
+    else:
+        assert statistics.accepted < 60 and "no reply was accepted" in statistics.gave_up
+
+
+def test_a_signal_is_noticed_soon_however_seldom_the_network_is_looked_at(tmp_path: Path) -> None:
+    grid, raised = grid_of_three(), []
+
+    def sleep(seconds: float) -> None:
+        grid.clock.sleep(seconds)
+        if grid.clock.now > 35.0 and not raised:
+            raised.append(grid.clock.now)
+            signal.raise_signal(signal.SIGINT)
+
+    strategy = AsyncRobust(
+        CoordinateWiseMedian(),
+        SGD(0.1),
+        clock=grid.clock,
+        sleep=sleep,
+        poll_interval=300.0,
+        checkpoints=Checkpoints(tmp_path),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        strategy.start(grid, ArrayRecord(START), 20)
+    assert raised[0] <= grid.clock.now <= raised[0] + 1.0 and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("below", ["wait", "continue"])

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -31,6 +33,7 @@ from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.scene import Churn, VirtualNode
 from flwr_byzasync.stopping import EarlyStop
 from flwr_byzasync.training import RETURN_SECONDS
+from flwr_byzasync.weights import StalenessDiscount
 from tests.apps.virtual import run_app
 
 RULES: dict[str, Aggregator] = {
@@ -44,7 +47,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "counts": {},
     "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_pace": 2.0},
     "waits and drops": {"below_min_nodes": "wait", "min_nodes": 3, "lost_rows": "drop"},
-    "models": {"payload": "model", "momentum": 0.5, "fraction_evaluate": 0.0},
+    "models": {"payload": "model", "momentum": 0.5},
     "the server corrects": {
         "payload": "gradient", "correction": "server", "beta": None, "lost_rows": "drop"
     },
@@ -177,6 +180,7 @@ class Run:
             [state.iterates.w.tolist(), kept.view().rows.tolist(), kept.counts, kept.sent],
             {k: dict(v) for k, v in self.result.evaluate_metrics_serverapp.items()},
             {k: dict(v) for k, v in self.result.train_metrics_clientapp.items()},
+            {k: dict(v) for k, v in self.result.evaluate_metrics_clientapp.items()},
             self.strategy.statistics(),
             [(key, plain(node)) for key, node in state.nodes.items()],
             [(key, plain(line)) for key, line in state.book.items()],
@@ -232,6 +236,21 @@ def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
             resumed.start(again)
             assert (*resumed.outcome, other.clock()) == uninterrupted[key][1:]
         assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
+
+
+def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit() -> None:
+    """Nodes evaluate too: a kill may come while they are asked, or alone are waited for."""
+    settings = {"aggregator": None, "optimizer": None}
+    with federation() as grid:
+        outer = Killing(grid, at=0)
+        whole, clock = Run(None, **settings).start(outer, rounds=2).outcome, grid.clock()
+    assert outer.pulled > 30 and len(whole[4]) == 2
+    for kill_at in range(1, outer.pulled + 1):
+        with TemporaryDirectory() as name, federation() as grid:
+            with pytest.raises(KeyboardInterrupt):
+                Run(Path(name), **settings).start(Killing(grid, kill_at), rounds=2)
+            resumed = Run(Path(name), **settings).start(grid, rounds=2)
+            assert (*resumed.outcome, grid.clock()) == (*whole, clock), kill_at
 
 
 ALIKE = (5, range(1, 12), {"min_nodes": 3})
@@ -515,6 +534,102 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> No
         path.write_bytes(b"")
     with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a whole checkpoint"):
         Run(tmp_path).start(grid)
+
+
+class StoppedError(BaseException):
+    """As Flower tells that a run was stopped: no Exception."""
+
+
+@pytest.mark.parametrize("where", ["evaluate_fn", "on_round_end", "grid", "rule"])
+def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, where: str) -> None:
+    """All but that of a rule, which may come when a row is replaced and nobody knows of it."""
+    calls = 0
+
+    def fails(*_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise StoppedError(where)
+
+    def rule(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        fails()
+        return CoordinateWiseMedian()(rows, weights)
+
+    settings: dict[str, Any] = {"checkpoints": Checkpoints(tmp_path, every_rounds=1000)}
+    with federation() as grid:
+        whole = Run(None, on_round_end=lambda *_: None).start(grid).outcome
+    with federation() as grid:
+        run = Run(tmp_path, **settings)
+        if where == "evaluate_fn":
+            evaluate = run.evaluate
+            run.evaluate = lambda *given: fails() or evaluate(*given)  # type: ignore[method-assign]
+        elif where == "on_round_end":
+            run.strategy.on_round_end = fails
+        elif where == "rule":
+            run.strategy.aggregator = rule
+        else:
+            pull, reached = grid.pull_messages, lambda: run.strategy.statistics().accepted > 12
+            grid.pull_messages = lambda ids: (reached() and fails()) or pull(ids)  # type: ignore
+        with pytest.raises(StoppedError, match=where):
+            run.start(grid)
+        assert len(list(tmp_path.iterdir())) == (where != "rule")
+        if where == "rule":
+            assert run.strategy._session is not None and run.strategy._session.torn
+            return
+        assert Run(tmp_path, **settings).start(grid).outcome == whole
+
+
+def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "reply_timeout": np.int64(600), "min_reply_timeout": np.float32(60),
+        "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_pace": Fraction(5, 2),
+        "weights": StalenessDiscount(np.float32(0.5)), "max_share": np.float64(0.5),
+        "early_stop": EarlyStop(seconds=np.int32(10**6)),
+    }  # fmt: skip
+    checkpoints = Checkpoints(tmp_path, np.int64(1), np.float32(600), np.int64(2))
+    with federation() as grid:
+        Run(tmp_path, checkpoints=checkpoints, **settings).start(grid, rounds=np.int64(2))
+        settings["optimizer"] = AnyTimeSGD(0.05, 0.5)
+        run = Run(tmp_path, checkpoints=checkpoints, **settings).start(grid)
+    assert run.evaluated == [3, 4] and len(list(tmp_path.iterdir())) == 2
+    assert checkpoints == Checkpoints(tmp_path, 1, 600.0, 2)
+
+
+def test_what_evaluate_fn_returns_is_a_metric_record_or_refused_at_once(tmp_path: Path) -> None:
+    for told, legal in (({"loss": 1.5}, True), ({"loss": "low"}, False), (0.5, False)):
+        with TemporaryDirectory() as name, federation() as grid:
+            run = Run(Path(name))
+            run.evaluate = lambda *_, told=told: told  # type: ignore[method-assign]
+            if legal:
+                result = run.start(grid, rounds=1).result
+                assert result is not None
+                assert dict(result.evaluate_metrics_serverapp[1]) == {"loss": 1.5}
+            else:
+                with pytest.raises(ConfigError, match=r"^evaluate_fn=.*MetricRecord or None"):
+                    run.start(grid)
+
+
+def test_a_run_that_ended_with_every_node_shut_asks_them_when_it_goes_on(tmp_path: Path) -> None:
+    """However long they have been: what kept them is over, or nobody would go on."""
+    ill = [True, True]
+
+    def app(message: Message, context: Context) -> Message:
+        accepted = strategy.statistics().accepted
+        if ill[0] and accepted >= 12:
+            raise RuntimeError("no data")
+        return client_app(noisy, estimator=mu2())(message, context)
+
+    for part in range(3):
+        ill[0] = part < 2
+        with VirtualGrid(app, NODES, run_config={"seed": 1}) as grid:
+            run = Run(tmp_path)
+            strategy = run.strategy
+            run.start(grid, timeout=2000.0)
+        assert bool(strategy.statistics().gave_up) == ill[0]
+        if ill[0]:
+            assert "every connected node is shut" in strategy.statistics().gave_up
+            assert 1000 < grid.clock() < 2100
+    assert strategy.statistics().accepted >= 9 * ROUNDS
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_run(
