@@ -148,7 +148,7 @@ class AsyncRobust(RoundHooks):
         Share of the connected nodes in [0, 1] that evaluate the model at the end of a round,
         while all go on training. None takes 1.0 where replies are models, as FedAvg does, and 0.0
         elsewhere. The run's end waits for answers, `reply_timeout` at most. A node whose first
-        answer was no metrics is not asked again; answers under way are in no checkpoint.
+        answer was no metrics is not asked again.
     min_evaluate_nodes : int, default 2
         Nodes that evaluate at least, >= 0; with fewer connected nobody does. Of two, one liar
         moves the median anywhere: three or more keep it among the others.
