@@ -54,7 +54,8 @@ def earliest(state: ServerState, sent_at: float, now: float) -> float:
         for node_id, node in state.nodes.items()
         if node.reply_times or node_id in waits
     ]
-    return max(now, sent_at + median(times) / most)
+    # Nobody's pace is known where all that came so far had waited while the server did not listen.
+    return max(now, sent_at + median(times) / most) if times else now
 
 
 def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now: float) -> Node:

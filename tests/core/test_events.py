@@ -1,5 +1,6 @@
 """Laws of the state under any order of events."""
 
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -14,10 +15,13 @@ from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedia
 from flwr_byzasync.events import (
     MOST_ABSENT,
     due_nodes,
+    on_all_shut,
     on_clock,
     on_connected,
+    on_end,
     on_reply,
     on_sent,
+    on_standstill,
     on_unsent,
 )
 from flwr_byzasync.optimizers import AnyTimeSGD
@@ -387,6 +391,38 @@ def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_fa
     for node in (1, 2):
         state = on_sent(state, node, f"slow{node}", state.queries, 0.0)
     assert answered(state, 0, 9.0, 1.0).nodes[0].due == 9.0 + 10.0 / 2.0
+
+
+def test_where_nobodys_pace_is_known_a_node_is_asked_at_once() -> None:
+    """All that came had waited while the server did not listen. Found by the fuzz test."""
+    state = on_sent(fresh(max_pace=2.0), 0, "q", 0, 0.0)
+    state = on_reply(on_standstill(state, 30.0), "q", update(1.0), 31.0)
+    assert state.nodes[0].reply_times == () and state.nodes[0].due == 31.0
+    state = on_sent(state, 0, "r", 1, 40.0)
+    state = on_reply(on_standstill(state, 5.0), "r", update(1.0), 50.0)
+    assert state.nodes[0].reply_times == (5.0,)
+
+
+# --- all nodes shut -----------------------------------------------------------------------------
+
+
+def test_while_every_node_is_shut_they_are_asked_again_in_time_and_at_once_after_the_end() -> None:
+    state = fresh()
+    for fault in range(6):
+        for node in range(3):
+            if fault == 5 and node == 2:
+                assert on_all_shut(state, 5.0) is not state  # it is shut as the others are
+            state = on_sent(state, node, f"q{node}", state.queries, 0.0)
+            state = on_reply(state, f"q{node}", Rejected(Reason.NON_FINITE), 0.0)
+            if fault < 2 or (fault == 2 and node < 2):
+                assert on_all_shut(state, 5.0) is state
+    assert {node.due for node in state.nodes.values()} == {80.0}
+    waiting = on_all_shut(state, 5.0)
+    assert {node.due for node in waiting.nodes.values()} == {15.0}
+    assert on_all_shut(waiting, 14.0) is waiting
+    assert {node.due for node in on_end(state, 5.0).nodes.values()} == {5.0}
+    well = replace(state, nodes={**state.nodes, 1: replace(state.nodes[1], status=Status.IDLE)})
+    assert on_all_shut(well, 5.0) is well
 
 
 # --- nodes that come again under ever new ids ---------------------------------------------------

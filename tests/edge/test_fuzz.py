@@ -218,13 +218,17 @@ class Player:
             self.expected[Reason.LOST] += asked
 
     def wait(self, whose: int, which: int) -> None:
-        """Time passes, in leaps as well, or steps back a little."""
-        before = self.session.state
-        self.now += WAITS[which % len(WAITS)]
+        """Time passes, in leaps as well, unheard, or steps back a little."""
+        before, seconds = self.session.state, WAITS[which % len(WAITS)]
+        self.now += seconds
+        if whose % 4 == 3 and seconds > 0:
+            before = events.on_standstill(before, seconds)
         for line in before.book.values():
             late = not line.overdue and self.now - line.sent_at > line.limit
             self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.ASKED
-        self.session.state = events.on_clock(before, self.now)
+        self.session.state = events.on_all_shut(events.on_clock(before, self.now), self.now)
+        if whose % 64 == 62:
+            self.session.state = events.on_end(self.session.state, self.now)
 
     def connect(self, whose: int, which: int) -> None:
         """Nodes come and go; with `which` = 0 all are there but the last."""
