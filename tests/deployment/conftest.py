@@ -71,7 +71,7 @@ def killed_node(deployment: Deployment, trained: list[Line]) -> Line:
     computing = deployment.output / "computing"
     computing.unlink(missing_ok=True)
     deployment.wait("victim that computes", computing.exists, seconds=120)
-    deployment.kill_supernode("victim")
+    deployment.kill("victim")
     return last(deployment)
 
 
@@ -125,9 +125,23 @@ def resumed(deployment: Deployment, killed_server: Ended) -> Resumed:
 
 
 @pytest.fixture(scope="session")
-def stopped(deployment: Deployment, resumed: Resumed) -> Ended:
+def lost_superlink(deployment: Deployment, resumed: Resumed) -> Ended:
+    """Kill the SuperLink, start it again, and return what the run left behind."""
+    deployment.kill("superlink")
+    deployment.start_superlink()
+    return story.ended(deployment)
+
+
+@pytest.fixture(scope="session")
+def resumed_again(deployment: Deployment, lost_superlink: Ended) -> Resumed:
+    """Go on in another run, among the nodes that have found the SuperLink again."""
+    return story.resume(deployment, ENDLESS)
+
+
+@pytest.fixture(scope="session")
+def stopped(deployment: Deployment, resumed_again: Resumed) -> Ended:
     """Stop that run with `flwr stop`, and return what it left behind."""
-    deployment.flwr("stop", resumed.run)
+    deployment.flwr("stop", resumed_again.run)
     return story.ended(deployment)
 
 

@@ -115,8 +115,8 @@ class Deployment(LocalFlower):
         found = shutil.which(program, path=Path(sys.executable).parent)
         assert found is not None, f"no {program} beside {sys.executable}"
         home = self._folder / f"home-{name}"
-        home.mkdir()
-        with (self._logs / f"{name}.log").open("wb") as log:
+        home.mkdir(exist_ok=True)
+        with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [found, *arguments],
                 cwd=self._empty,
@@ -176,8 +176,8 @@ class Deployment(LocalFlower):
 
     # --- ending -------------------------------------------------------------------------------
 
-    def kill_supernode(self, name: str) -> None:
-        """Send SIGKILL to a SuperNode alone, as the kernel does when memory is short."""
+    def kill(self, name: str) -> None:
+        """Send SIGKILL to a SuperNode or the SuperLink, as the kernel does when memory is short."""
         self._started[name].kill()
         self._started[name].wait()
 

@@ -91,10 +91,20 @@ def test_a_run_whose_server_is_killed_goes_on_from_its_newest_checkpoint(
     assert resumed.line["loss"] < 0.1 * trained[0]["loss"]
 
 
-def test_a_run_that_is_stopped_goes_on_from_its_newest_checkpoint(
-    deployment: Deployment, resumed: Resumed, stopped: Ended, finished: Resumed
+def test_a_run_whose_superlink_is_killed_goes_on_from_its_newest_checkpoint(
+    deployment: Deployment, resumed: Resumed, lost_superlink: Ended, resumed_again: Resumed
 ) -> None:
-    assert deployment.listed(resumed.run)["status"] == "finished:stopped"
+    """Its nodes wait for the SuperLink; it has the run fail that it finds when it starts again."""
+    assert deployment.listed(resumed.run)["status"] == "finished:failed"
+    check_goes_on(lost_superlink, resumed_again, lost_superlink.replies.keys())
+    # Flower tells the run that it is over, which is written down: nothing is lost.
+    assert lost_superlink.accepted >= lost_superlink.line["accepted"]
+
+
+def test_a_run_that_is_stopped_goes_on_from_its_newest_checkpoint(
+    deployment: Deployment, resumed_again: Resumed, stopped: Ended, finished: Resumed
+) -> None:
+    assert deployment.listed(resumed_again.run)["status"] == "finished:stopped"
     check_goes_on(stopped, finished, stopped.replies.keys())
 
 
