@@ -14,7 +14,9 @@ import torch
 
 from flwr_byzasync import __version__
 from flwr_byzasync.aggregators import Aggregator, build, discover
+from flwr_byzasync.aggregators.rule import bound_of
 from flwr_byzasync.audit import worst_case
+from flwr_byzasync.audit.case import RuleError
 from flwr_byzasync.audit.report import Line, drawn, example, figure, matrix, table
 from flwr_byzasync.errors import ConfigError, check_byz_fraction
 
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _audit_all(given) if given.all else _audit(given)
     except ConfigError as error:
         print(f"byzasync: {error}", file=sys.stderr)
-        return 2
+    except RuleError as error:
+        print(f"byzasync: {given.rule} is no rule: {error}.", file=sys.stderr)
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,6 +157,10 @@ def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[floa
         except ConfigError as error:
             refused[lam] = error
             continue
+        except Exception as error:
+            fix = f"correct it ({type(error).__name__}: {error})"
+            raise ConfigError("RULE", text, f"one that can be made at λ = {lam:g}", fix) from error
+        _check_bound(rule, lam)
         case = worst_case(
             rule, lam, rows=given.rows, evaluations=given.evaluations, seed=given.seed
         )
@@ -169,14 +177,29 @@ def _maker(text: str) -> Callable[[float], Aggregator]:
     try:
         made = getattr(importlib.import_module(module), attribute)
         settings = inspect.signature(made).parameters
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         legal = "module:attribute, a rule or a class of rules that can be imported"
-        raise ConfigError("RULE", text, legal, f"correct it ({error})") from error
+        fix = f"correct it ({type(error).__name__}: {error})"
+        raise ConfigError("RULE", text, legal, fix) from error
     finally:
         sys.path.pop(0)
     if "byz_fraction" in settings:
         return lambda lam: made(byz_fraction=lam)
     return lambda _: made() if isinstance(made, type) else made
+
+
+def _check_bound(rule: Aggregator, lam: float) -> None:
+    """Have a rule state its constant before the search: nobody wants to hear of it minutes later.
+
+    Raises
+    ------
+    RuleError
+        If that raises, or is no constant.
+    """
+    try:
+        bound_of(rule, lam)
+    except Exception as error:
+        raise RuleError(f"bound({lam:g}) raised {type(error).__name__}: {error}") from error
 
 
 def _names() -> list[str]:

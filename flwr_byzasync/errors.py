@@ -163,18 +163,16 @@ def check_choice(name: str, value: object, choices: Collection[str], *, fix: str
 
 
 def check_byz_fraction(name: str, value: object) -> float:
-    """Return λ as a float if it lies in [0, 1/2), else raise.
+    """Return λ as a float if it lies in [0, 1/2), and no nearer to 1/2 than 1e-9, else raise.
 
     Raises
     ------
     ConfigError
-        If `value` is no number or lies outside: at half the weight nobody can tell sides apart.
+        If `value` is no number or lies outside: at half the weight nobody can tell sides apart,
+        and nearer to it than rounding no rule can either.
     """
-    return check_number(
-        name,
-        value,
-        low=0.0,
-        high=0.5,
-        closed="left",
-        fix="pass the largest share of the weight that liars may hold, for example 0.4",
-    )
+    fix = "pass the largest share of the weight that liars may hold, for example 0.4"
+    number = check_number(name, value, low=0.0, high=0.5, closed="left", fix=fix)
+    if number > 0.5 - 1e-9:
+        raise ConfigError(name, value, "a number in [0, 0.5), 1e-9 or more below 0.5", fix)
+    return number

@@ -1,5 +1,6 @@
 """w-CTMA: centred trimmed meta-aggregator (Dahan and Levy 2024, arXiv 2501.09621, algorithm 1)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,8 +27,13 @@ centre, are equally far: float64 cannot tell them apart, and that rounding would
 
 
 def meta_bound(lam: float, base: float) -> float:
-    """Return ``4 λ (1 + c)/(1 − λ)``, the constant over any base with constant c."""
-    return 4.0 * lam * (1.0 + base) / (1.0 - lam)
+    """Return ``4 λ (√(λ c) + √(1 − 2λ))²/(1 − λ)²``, the constant over any base with constant c.
+
+    A base that states less than λ/(1 − 2λ), which no rule has, is taken to have that.
+    """
+    least = max(base, lam / (1.0 - 2.0 * lam))
+    root = math.sqrt(lam * least) + math.sqrt(1.0 - 2.0 * lam)
+    return 4.0 * lam * (root / (1.0 - lam)) ** 2
 
 
 def trimmed_bound(lam: float) -> float:
@@ -63,10 +69,10 @@ class CTMA(RuleOver):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²`` over w-CWMed and w-GM, sharp as a supremum, and
-    ``<= 4λ(1 + c)/(1 − λ) ρ²`` over any base with constant c at λ; both proved in
-    docs/theory/ctma.md (published: 60λ(1 + c)). It goes to 0 with λ, which no median's does; it
-    is below the medians' own constant for λ < 1/5 only. The bound covers any
-    true share up to `byz_fraction`; beyond it there is none.
+    ``<= 4λ(√(λc) + √(1 − 2λ))²/(1 − λ)² ρ²`` over any base with constant c at λ, which cannot be
+    improved knowing c alone; both proved in docs/theory/ctma.md (published: 60λ(1 + c)). It goes
+    to 0 with λ, which no median's does; it is below the medians' own constant for λ < 1/5 only.
+    The bound covers any true share up to `byz_fraction`; beyond it there is none.
 
     Cost
     ----

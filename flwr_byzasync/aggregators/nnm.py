@@ -26,9 +26,12 @@ from flwr_byzasync.errors import check_byz_fraction
 
 
 def mixing_bound(lam: float, base: float) -> float:
-    """Return ``4 λ (1 + c) min(2, (1 + √(λ/(1 − λ)))²)/(1 − λ)`` over a base with constant c."""
-    share = lam / (1.0 - lam)
-    return 4.0 * share * (1.0 + base) * min(2.0, (1.0 + math.sqrt(share)) ** 2)
+    """Return ``4 λ (1 + c) g/(1 − λ)`` over a base with constant c.
+
+    ``g = 1 + 2√(λ(1 − 2λ))/(1 − λ)`` for λ <= 1/3, and 2 beyond.
+    """
+    spread = 2.0 * math.sqrt(lam * (1.0 - 2.0 * lam)) / (1.0 - lam) if 3.0 * lam < 1.0 else 1.0
+    return 4.0 * lam * (1.0 + base) * (1.0 + spread) / (1.0 - lam)
 
 
 def published_mixing_bound(lam: float, base: float) -> float:
@@ -59,9 +62,10 @@ class NNM(RuleOver):
 
     Guarantees
     ----------
-    ``‖A − x̄_G‖² <= 4λ(1 + c)/(1 − λ) · min(2, (1 + √(λ/(1 − λ)))²) ρ²`` over a base with
-    constant c at λ, proved in docs/theory/nnm.md (published, for counts: 8λ(1 + c)/(1 − λ)). The
-    bound covers any true share up to `byz_fraction`; beyond it there is none.
+    ``‖A − x̄_G‖² <= 4λ(1 + c) g/(1 − λ) ρ²`` over a base with constant c at λ, with
+    ``g = 1 + 2√(λ(1 − 2λ))/(1 − λ)`` for λ <= 1/3 and 2 beyond, proved in docs/theory/nnm.md
+    (published, for counts: 8λ(1 + c)/(1 − λ)). The bound covers any true share up to
+    `byz_fraction`; beyond it there is none.
 
     Cost
     ----

@@ -16,9 +16,17 @@ BLOCK = 1 << 16
 
 
 def as_weights(weights: Tensor, device: torch.device) -> Tensor:
-    """Return weights as int64 (exact cumulative sums) or float64 on the rows' device."""
-    exact = torch.float64 if weights.is_floating_point() else torch.int64
-    return weights.detach().to(device=device, dtype=exact)
+    """Return weights as int64 (exact cumulative sums) or float64 on the rows' device.
+
+    Where the largest floating one is beyond 2^±200 all are divided by a power of two, which is
+    exact: no sum or product of them leaves float64.
+    """
+    given = weights.detach().to(device)
+    if not given.is_floating_point():
+        return given.to(torch.int64)
+    given = given.to(torch.float64)
+    _, exponent = torch.frexp(given.max())
+    return torch.ldexp(given, torch.where(exponent.abs() > 200, -exponent.clamp(-1000, 1000), 0))
 
 
 def all_finite(rows: Tensor, weights: Tensor) -> Tensor:

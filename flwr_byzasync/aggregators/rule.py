@@ -1,9 +1,11 @@
 """What a rule is: the protocol, the laws it may declare, and the base that ours share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Real
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators.numerics import all_finite, as_weights
 from flwr_byzasync.errors import ConfigError
+
+LARGEST_SUM = 2.0**60
+"""Of integer weights: twice a cumulative sum of them stays inside int64."""
 
 
 @runtime_checkable
@@ -133,14 +138,16 @@ class WeightedRule(ABC):
             rows closer than 1e-150 may count as equal.
         weights : Tensor
             (m,) non-negative with positive sum, integer or floating. Used in int64 or float64,
-            never in the rows' dtype. Rows of weight zero are as if absent.
+            never in the rows' dtype; the sum of integers must be below 2⁶⁰. Rows of weight zero
+            are as if absent.
 
         Returns
         -------
         Tensor
             (d,) of the rows' dtype and device, sharing memory with no input. All NaN if a
-            positively weighted row is not finite, a weight is negative, infinite or NaN, or all
-            are zero: an exception would cost a synchronisation with the device.
+            positively weighted row is not finite, a weight is negative, infinite or NaN, all
+            are zero, or their sum is too large: an exception would cost a synchronisation with
+            the device.
 
         Raises
         ------
@@ -150,8 +157,8 @@ class WeightedRule(ABC):
         _check_shapes(rows, weights)
         used = as_weights(weights, rows.device)
         result = self.aggregate(rows, used)
-        total = used.sum()
-        usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & total.isfinite()
+        total = used.sum(dtype=torch.float64)
+        usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & (total < LARGEST_SUM)
         return torch.where(usable, result, torch.nan).to(rows.dtype)
 
 
@@ -231,9 +238,32 @@ def laws_of(rule: Aggregator) -> frozenset[Law]:
 
 
 def bound_of(rule: Aggregator, lam: float) -> float | None:
-    """c_λ a rule declares, or None."""
+    """c_λ a rule declares, or None.
+
+    Raises
+    ------
+    ConfigError
+        If what it declares is no constant: NaN would be above no ratio that is found.
+    """
     bound = getattr(rule, "bound", None)
-    return bound(lam) if callable(bound) else None
+    return checked_constant(bound(lam)) if callable(bound) else None
+
+
+def checked_constant(value: object) -> float | None:
+    """Return a constant c_λ as a float, or None where nothing is claimed.
+
+    Raises
+    ------
+    ConfigError
+        If it is no real number >= 0.
+    """
+    if value is None:
+        return None
+    number = float(value) if isinstance(value, Real) else math.nan
+    if isinstance(value, bool) or not number >= 0.0:
+        legal, fix = "a number >= 0, or None", "return None where nothing is proved"
+        raise ConfigError("bound(lam)", value, legal, fix)
+    return number
 
 
 def published_of(rule: Aggregator, lam: float) -> float | None:

@@ -45,13 +45,40 @@ class Case:
     ratio: float
 
 
+class RuleError(ValueError):
+    """A rule cannot be audited: it raises, or returns something else than a direction."""
+
+
 def evaluate(rule: Aggregator, rows: Floats, weights: Counts, honest: Mask) -> Case:
-    """Call the rule, and return the case with what came of it."""
-    result = precise(rule, torch.from_numpy(rows), torch.from_numpy(weights))
-    values: Floats = result.detach().to(torch.float64).numpy()
+    """Call the rule on copies, and return the case with what came of it.
+
+    Raises
+    ------
+    RuleError
+        If the rule raises, or does not return (d,) float64, or writes to its inputs.
+    """
+    values = _called(rule, rows, weights)
     bad = not np.isfinite(values).all()
     ratio = math.inf if bad else fast_ratio(rows, weights, honest, values)
     return Case(rows, weights, honest, values, ratio)
+
+
+def _called(rule: Aggregator, given: Floats, counts: Counts) -> Floats:
+    rows, weights = torch.tensor(given), torch.tensor(counts)
+    try:
+        result = precise(rule, rows, weights)
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RuleError(f"it raised {told} for {len(rows)} rows of {rows.shape[1]}") from error
+    if not isinstance(result, torch.Tensor):
+        raise RuleError(f"it returned {type(result).__name__}, no tensor")
+    if result.shape != rows.shape[1:] or result.dtype != torch.float64:
+        told, wanted = f"{tuple(result.shape)} {result.dtype}", f"({rows.shape[1]},) torch.float64"
+        raise RuleError(f"it returned {told} where {wanted} is the rows' kind")
+    if not (np.array_equal(rows, given) and np.array_equal(weights, counts)):
+        raise RuleError("it wrote to its inputs")
+    values: Floats = result.detach().cpu().numpy()
+    return values
 
 
 def fast_ratio(rows: Floats, weights: Counts, honest: Mask, result: Floats) -> float:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from flwr_byzasync.aggregators.rule import Aggregator, bound_of, published_of
 from flwr_byzasync.audit.case import RUIN, Case, plain
 
@@ -102,7 +104,9 @@ def example(line: Line) -> str:
     if line.broken and not Line(line.rule, line.lam, case).broken:
         case = line.worst
     found = f"ratio {case.ratio:.3g}"
-    if math.isinf(case.ratio):
+    if not np.isfinite(case.result).all():
+        found += " (the result is not finite)"
+    elif math.isinf(case.ratio):
         found += " (the rows of G are equal, and the result is elsewhere)"
     if line.broken:
         found += f" is above the stated {line.ours:.6g}"

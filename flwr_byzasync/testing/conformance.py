@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, laws_of
+from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, checked_constant, laws_of
 from flwr_byzasync.errors import ConfigError, check_byz_fraction, check_integer, check_number
 from flwr_byzasync.testing.cases import (
     KINDS,
@@ -108,6 +108,7 @@ def check_aggregator(
     check_integer("max_examples", max_examples, low=1, fix="pass for example max_examples=200")
     share = getattr(rule, "byz_fraction", LARGEST_SHARE) if byz_fraction is None else byz_fraction
     limit = exact_share(check_byz_fraction("byz_fraction", share))
+    claim.bound(float(limit))  # what is no constant is refused before the search
     search = settings(
         max_examples=max_examples,
         derandomize=derandomize,
@@ -142,16 +143,38 @@ def claim_of(
         raise ConfigError("rule", rule, "called as rule(rows, weights)", "pass a rule or function")
     if max_rows is not None:
         check_integer("max_rows", max_rows, low=1, fix="pass for example max_rows=10")
+    if bound is not None and not callable(bound):
+        raise ConfigError("bound", bound, "a function of λ", "pass for example lambda lam: 2.0")
     fix = "pass for example tolerance=1e-6"
     return Claim(
         rule,
-        laws_of(rule) if laws is None else frozenset(Law(law) for law in laws),
-        (lambda lam: bound_of(rule, lam)) if bound is None else bound,
-        tuple(getattr(rule, "trusted", ()) if trusted is None else trusted),
+        laws_of(rule) if laws is None else _laws(laws),
+        (lambda lam: bound_of(rule, lam) if bound is None else checked_constant(bound(lam))),
+        _trusted(getattr(rule, "trusted", ()) if trusted is None else trusted),
         max_rows,
         check_number("tolerance", tolerance, low=0.0, fix=fix),
         torch.device(device),
     )
+
+
+def _laws(laws: object) -> frozenset[Law]:
+    """Return laws that are given as such, or by name as errors tell them."""
+    names = [law.name if isinstance(law, Law) else law for law in _items("laws", laws)]
+    if not all(name in Law.__members__ for name in names):
+        legal = f"a collection of {', '.join(Law.__members__)}"
+        raise ConfigError("laws", laws, legal, "pass for example {Law.COPIES}")
+    return frozenset(Law[name] for name in names)
+
+
+def _trusted(rows: object) -> tuple[int, ...]:
+    fix = "pass for example trusted=(0,)"
+    return tuple(check_integer("trusted", row, low=0, fix=fix) for row in _items("trusted", rows))
+
+
+def _items(name: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise ConfigError(name, value, "a collection", f"pass for example {name}=()")
+    return tuple(value)
 
 
 # --- the three groups --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor
 
 from flwr_byzasync.aggregators import (
     CTMA,
@@ -92,6 +93,33 @@ def test_the_constant_of_the_medians_is_sharp(rule: Aggregator, lam: Fraction) -
 def three_and_one(far: float, liars: int = 1) -> Weighted:
     rows = torch.tensor([[0.0], [0.0], [0.0], [far]], dtype=torch.float64)
     return Weighted(rows, torch.tensor([1, 1, 1, liars]))
+
+
+@pytest.mark.parametrize("lam", [Fraction(1, 20), Fraction(1, 4), Fraction(2, 5)], ids=str)
+@pytest.mark.parametrize("beyond", [1.0, 1.5, 30.0], ids=str)
+def test_the_constant_of_ctma_over_any_base_is_sharp_knowing_the_base_s_alone(
+    lam: Fraction, beyond: float
+) -> None:
+    """docs/theory/ctma.md: a base that is off by all that its constant allows."""
+
+    class Zero:
+        def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+            return torch.zeros_like(rows[0])
+
+        def bound(self, _: float) -> float:
+            return constant
+
+    constant = beyond * float(lam / (1 - 2 * lam))
+    p, t = float(lam / (1 - lam)), constant**0.5
+    a = ((1 - p) / p) ** 0.5
+    places = [[t + a], [t - p * a / (1 - p)], [-(t + a) * (1 - 1e-9)]]
+    rows = torch.tensor(places, dtype=torch.float64)
+    weights = torch.tensor([lam.numerator, lam.denominator - 2 * lam.numerator, lam.numerator])
+    rule = CTMA(Zero(), float(lam))
+    found = worst(rule(rows, weights), rows, weights, lam).ratio
+    bound = rule.bound(float(lam))
+    assert bound is not None and 0.9999 * bound <= found <= bound * (1 + 1e-9)
+    assert bound <= 4 * float(lam / (1 - lam)) * (1 + constant) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("lam", [Fraction(1, 4), Fraction(9, 20)], ids=str)

@@ -194,12 +194,30 @@ def test_the_error_crosses_processes() -> None:
         ({"max_rows": 0}, "max_rows=0"),
         ({"tolerance": -1.0}, "tolerance=-1.0"),
         ({"seconds": 0.0}, "seconds=0.0"),
+        ({"byz_fraction": 0.5 - 1e-10}, "byz_fraction=0.4999999999"),
+        ({"laws": Law.COPIES}, "laws=<Law.COPIES: .*>"),
+        ({"laws": ["COPYING"]}, r"laws=\['COPYING'\]"),
+        ({"laws": "COPIES"}, "laws='COPIES'"),
+        ({"trusted": 0}, "trusted=0"),
+        ({"trusted": (-1,)}, "trusted=-1"),
+        ({"bound": "2λ"}, "bound='2λ'"),
+        ({"bound": lambda lam: float("nan")}, r"bound\(lam\)=nan"),
+        ({"bound": lambda lam: torch.tensor(2.0)}, r"bound\(lam\)=tensor\(2.\)"),
+        ({"bound": lambda lam: -1.0}, r"bound\(lam\)=-1.0"),
     ],
     ids=str,
 )
 def test_an_argument_that_cannot_work_is_named(claims: dict[str, object], names: str) -> None:
     with pytest.raises(ConfigError, match=f"^{names} is not legal"):
         check_aggregator(**{"rule": MEDIAN, **claims})  # type: ignore[arg-type]
+
+
+def test_laws_may_be_named_as_errors_name_them() -> None:
+    check_aggregator(MEDIAN, laws=["COPIES", Law.HULL], max_examples=5)
+    with pytest.raises(LawError, match=r"^HULL is broken"):
+        check_aggregator(
+            lambda rows, weights: MEDIAN(rows, weights) + 1, laws=["HULL"], max_examples=5
+        )
 
 
 # --- what is drawn -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from flwr_byzasync.aggregators import (
     build,
 )
 from tests.aggregators import reference
-from tests.generators import Weighted, weighted
+from tests.generators import Weighted, every_rule, weighted
 
 Array = np.ndarray
 LAM = 0.3
@@ -286,3 +286,23 @@ def test_of_two_rows_1e_13_apart_neither_holds_the_geometric_median() -> None:
     rows.append([rows[1][0] + 1.35e-13, rows[1][1]])
     weights = torch.tensor([17211563, 250000000, 140401477, 342405925, 249981035])
     assert float(GeometricMedian()(torch.tensor(rows, dtype=torch.float64), weights)[0]) > 0.09
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300, 3e-320, 1.0])
+@pytest.mark.parametrize("name", sorted(every_rule(0.2)))
+def test_floating_weights_of_any_size_are_shares(name: str, scale: float) -> None:
+    """Their products and sums must not leave float64, nor the rows' sums with them."""
+    rule, rows = every_rule(0.2)[name], torch.arange(20.0, dtype=torch.float64).reshape(10, 2)
+    weights = torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    given = rule(rows * 1e30, weights * scale)
+    tolerance = 1e-2 if scale == 3e-320 else 1e-12  # weights of few digits
+    assert torch.allclose(given, rule(rows * 1e30, weights), rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize("name", sorted(every_rule(0.2)))
+def test_integer_weights_beyond_int64_are_refused_as_nan(name: str) -> None:
+    """Their sums would wrap around, and a median would be somewhere else in silence."""
+    rule, rows = every_rule(0.2)[name], torch.arange(40.0, dtype=torch.float64).reshape(40, 1)
+    assert rule(rows[:3], torch.full((3,), 2**61)).isnan().all()
+    assert rule(rows, torch.full((40,), 2**57)).isnan().all()
+    assert rule(rows[:10], torch.full((10,), 2**55)).isfinite().all()

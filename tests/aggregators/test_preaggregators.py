@@ -23,9 +23,11 @@ from flwr_byzasync.aggregators import (
     GeometricMedian,
     Law,
     Mean,
+    TrimmedMean,
     build,
 )
 from flwr_byzasync.aggregators.bucketing import keyed_order
+from flwr_byzasync.aggregators.nnm import mix
 from flwr_byzasync.aggregators.registry import Unweighted
 from flwr_byzasync.aggregators.rule import bound_of, laws_of, published_of
 from flwr_byzasync.testing import LawError, Weighted, admissible, check_aggregator, ratio
@@ -219,7 +221,11 @@ def test_constants_are_those_of_the_documents(lam: float) -> None:
     c, p = 1 / (1 - 2 * lam), lam / (1 - lam)
     floor = lam / (1 - 2 * lam)
     mixed, clipped = bound_of(NNM(MEDIAN, lam), lam), bound_of(ARC(MEDIAN, lam), lam)
-    assert mixed == pytest.approx(4 * p * (1 + c) * min(2, (1 + p**0.5) ** 2))
+    assert mixed == pytest.approx(
+        4 * p * (1 + c) * (1 + (2 * (p * (1 - p)) ** 0.5 if lam < 1 / 3 else 1))
+    )
+    assert bound_of(CTMA(TrimmedMean(lam), lam), lam) == pytest.approx(4 * floor)
+    assert bound_of(CTMA(MEDIAN, lam), lam) == pytest.approx(4 * p * c)
     assert clipped == pytest.approx((1 + 2 * lam) / (1 - 2 * lam))
     assert mixed is not None and clipped is not None and min(mixed, clipped) >= floor
     published = [published_of(rule(MEDIAN, lam), lam) for rule in (NNM, ARC)]
@@ -282,6 +288,23 @@ def test_arc_makes_no_row_longer_than_honest_ones(case: Weighted, liars: int) ->
     longest = float(base.rows[case.weights > 0].norm(dim=1).max())
     for honest in admissible(case.weights, Fraction(liars, 20)):
         assert longest <= float(case.rows[honest].norm(dim=1).max()) * (1 + 1e-9)
+
+
+@given(weighted("integers", "far", "near", max_rows=6), st.sampled_from(("1/20", "1/5", "2/5")))
+def test_mixed_rows_are_near_the_honest_mean_on_average(case: Weighted, share: str) -> None:
+    """What the constant of NNM follows from, for every admissible set: docs/theory/nnm.md."""
+    lam, (rows, weights) = Fraction(share), case
+    p = float(lam / (1 - lam))
+    factor = 4 * p * (1 + 2 * (p * (1 - p)) ** 0.5) if 3 * lam < 1 else 8 * p
+    mixed = mix(rows, weights, float(lam))
+    for honest in admissible(weights, lam):
+        part = torch.from_numpy(honest) * weights.double()
+        part /= part.sum()
+        mean = part @ torch.where((part > 0)[:, None], rows, 0.0)
+        spread = part @ (rows - mean).square().sum(dim=1)
+        away = part @ (mixed - mean).square().sum(dim=1)
+        size = rows.abs().max() ** 2
+        assert float(away) <= factor * float(spread) * (1 + 1e-9) + 1e-20 * float(size)
 
 
 # --- the constants cannot be lower -------------------------------------------------------------

@@ -35,12 +35,62 @@ class Trusting:
 
 
 settings = 3
+
+
+def sorts(rows, weights):
+    rows.numpy().sort(axis=0)
+    return rows[len(rows) // 2].clone()
+
+
+def raises(rows, weights):
+    raise KeyError("mine")
+
+
+def lists(rows, weights):
+    return rows[0].tolist()
+
+
+def shorter(rows, weights):
+    return rows[0][:0]
+
+
+def whole(rows, weights):
+    return rows[0].long()
+
+
+def nowhere(rows, weights):
+    return rows[0] * float("nan")
+
+
+class Picky:
+    def __init__(self, power):
+        self.power = power
+
+
+@dataclass
+class Vague:
+    byz_fraction: float
+    constant = float("nan")
+
+    def __call__(self, rows, weights):
+        return rows[0]
+
+    def bound(self, lam):
+        return self.constant
+
+
+@dataclass
+class Broken(Vague):
+    def bound(self, lam):
+        return 1 / 0
 '''
 
 
 @pytest.fixture
 def own_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rules_of_mine.py").write_text(OWN_RULES, encoding="utf-8")
+    (tmp_path / "broken_of_mine.py").write_text("def f(:", encoding="utf-8")
+    (tmp_path / "ending_of_mine.py").write_text("raise SystemExit(3)", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "rules_of_mine", raising=False)
     return tmp_path
@@ -161,6 +211,13 @@ def test_a_function_is_a_rule(own_rules: Path, capsys: pytest.CaptureFixture[str
     assert "no constant" in capsys.readouterr().out
 
 
+def test_a_result_that_is_not_finite_is_told_as_such(
+    own_rules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("audit", "rules_of_mine:nowhere", "--lam", "0.2", *FEW) == 0
+    assert "(the result is not finite)" in capsys.readouterr().out
+
+
 # --- usage ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
@@ -177,6 +234,16 @@ def test_a_function_is_a_rule(own_rules: Path, capsys: pytest.CaptureFixture[str
         (["audit", "rules_of_mine:x"], "has no attribute 'x'"),
         (["audit", "rules_of_mine:settings"], "3 is not a callable object"),
         ([], "the following arguments are required: COMMAND"),
+        (["audit", "rules_of_mine:sorts"], "is no rule: it wrote to its inputs"),
+        (["audit", "rules_of_mine:raises"], "is no rule: it raised KeyError: 'mine' for"),
+        (["audit", "rules_of_mine:lists"], "is no rule: it returned list, no tensor"),
+        (["audit", "rules_of_mine:shorter"], "it returned (0,) torch.float64 where ("),
+        (["audit", "rules_of_mine:whole"], "torch.int64 where ("),
+        (["audit", "rules_of_mine:Picky"], "one that can be made at λ = 0.1; correct it (TypeErr"),
+        (["audit", "rules_of_mine:Vague"], "bound(lam)=nan is not legal: it must be a number >= 0"),
+        (["audit", "rules_of_mine:Broken"], "bound(0.1) raised ZeroDivisionError: division by"),
+        (["audit", "broken_of_mine:x"], "SyntaxError"),
+        (["audit", "ending_of_mine:x"], "SystemExit: 3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
