@@ -61,6 +61,7 @@ class Bucketing(RuleOver):
     base's constant at b λ, ``‖A − x̄_G‖² <= ((1 − λ) c + (b − 1) λ)/(1 − b λ) ρ²`` for every
     order of the rows, proved in docs/theory/bucketing.md; nothing for b λ >= 1/2. What is
     published is a gain in expectation over orders drawn anew in each round.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

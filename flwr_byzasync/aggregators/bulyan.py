@@ -58,6 +58,7 @@ class Bulyan(WeightedRule):
     ``‖A − x̄_G‖² <= c ρ²`` with the c of `bulyan_bound`, proved in docs/theory/bulyan.md; it goes
     to 0 with λ. It covers any true share up to `byz_fraction`; beyond it there is none. Each
     coordinate lies among those of selected rows, whatever the others hold there.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

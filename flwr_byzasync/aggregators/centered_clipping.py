@@ -63,6 +63,7 @@ class CenteredClipping(WeightedRule):
     see `clipped_bound` for more steps; proved in docs/theory/centered_clipping.md. It goes to 0
     with λ, and covers any true share up to `byz_fraction`; beyond it there is none. With a fixed
     radius none exists: honest rows all at 0 and a liar τ away give λτ where ρ = 0.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

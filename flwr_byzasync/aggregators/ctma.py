@@ -73,6 +73,7 @@ class CTMA(RuleOver):
     improved knowing c alone; both proved in docs/theory/ctma.md (published: 60λ(1 + c)). It goes
     to 0 with λ, which no median's does; it is below the medians' own constant for λ < 1/5 only.
     The bound covers any true share up to `byz_fraction`; beyond it there is none.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

@@ -27,6 +27,7 @@ class GeometricMedian(WeightedRule):
     ``‖A − x̄_G‖² <= ρ²/(1 − 2λ)`` for every λ < 1/2; proof in docs/theory/medians.md; sharp. The
     result is a weighted mean of the rows. No scale is set by an outlier: distances are measured
     from the coordinate-wise median, and convergence is judged by directions alone.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

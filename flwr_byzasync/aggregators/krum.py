@@ -60,6 +60,7 @@ class Krum(WeightedRule):
     in docs/theory/krum.md (published: 6(1 + λ/(1 − 2λ))). It covers any true share up to
     `byz_fraction`; beyond it there is none.
     Without ties the result is one of the rows to the bit.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

@@ -36,6 +36,7 @@ class Meamed(WeightedRule):
     ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²``, proved in docs/theory/meamed.md, sharp as a
     supremum. It covers any true share up to `byz_fraction`; beyond it there is none. The
     result lies in the rows' coordinate hull.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

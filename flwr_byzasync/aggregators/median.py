@@ -41,6 +41,7 @@ class CoordinateWiseMedian(WeightedRule):
     ``‖A − x̄_G‖² <= ρ²/(1 − 2λ)`` for every λ < 1/2, proved by the one-sided Chebyshev
     inequality in each coordinate (docs/theory/medians.md), and sharp as a supremum. The result lies
     in the rows' coordinate hull. Each result is one of the values or an exact midpoint.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

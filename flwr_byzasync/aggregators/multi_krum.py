@@ -77,6 +77,7 @@ class MultiKrum(WeightedRule):
     ``(√λ³ + √(1 − 3λ + 3λ²))²/((1 − λ)²(1 − 2λ)) ρ²`` beyond; for a smaller share
     ``(√λ + √(2(1 − λ)))²/(1 − 2λ) ρ²``. Proved in docs/theory/krum.md. They cover any true
     share of liars up to `byz_fraction`; beyond it there is none.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

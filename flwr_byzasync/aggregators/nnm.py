@@ -66,6 +66,7 @@ class NNM(RuleOver):
     ``g = 1 + 2√(λ(1 − 2λ))/(1 − λ)`` for λ <= 1/3 and 2 beyond, proved in docs/theory/nnm.md
     (published, for counts: 8λ(1 + c)/(1 − λ)). The bound covers any true share up to
     `byz_fraction`; beyond it there is none.
+    No rule is below the floor, λ/(1 − 2λ).
 
     Cost
     ----

@@ -64,7 +64,8 @@ def evaluate(rule: Aggregator, rows: Floats, weights: Counts, honest: Mask) -> C
 
 
 def _called(rule: Aggregator, given: Floats, counts: Counts) -> Floats:
-    rows, weights = torch.tensor(given), torch.tensor(counts)
+    places, masses = given.copy(), counts.copy()
+    rows, weights = torch.from_numpy(places), torch.from_numpy(masses)
     try:
         result = precise(rule, rows, weights)
     except Exception as error:
@@ -75,7 +76,7 @@ def _called(rule: Aggregator, given: Floats, counts: Counts) -> Floats:
     if result.shape != rows.shape[1:] or result.dtype != torch.float64:
         told, wanted = f"{tuple(result.shape)} {result.dtype}", f"({rows.shape[1]},) torch.float64"
         raise RuleError(f"it returned {told} where {wanted} is the rows' kind")
-    if not (np.array_equal(rows, given) and np.array_equal(weights, counts)):
+    if not ((places == given).all() and (masses == counts).all()):
         raise RuleError("it wrote to its inputs")
     values: Floats = result.detach().cpu().numpy()
     return values
