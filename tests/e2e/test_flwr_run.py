@@ -198,7 +198,7 @@ def test_the_log_ends_with_a_table_that_agrees_with_the_result(
 def test_a_wrong_value_ends_the_run_with_one_sentence_before_training(
     flower: LocalFlower, tmp_path: Path
 ) -> None:
-    """Every key and value that is wrong is refused in tests/apps/test_train.py; here one for real."""
+    """Others are refused in tests/apps/test_train.py; here one for real."""
     output = tmp_path / "output"
     # One actor is enough where nobody trains.
     wrong = flower.run(
