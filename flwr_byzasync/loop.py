@@ -153,12 +153,12 @@ class ArrivalLoop:
             Seconds that everything stood still meanwhile, as when a machine is suspended: no
             node is late for that, and no time limit runs.
         """
-        began, left = self._clock(), self._poll_interval
+        left, lost = self._poll_interval, 0.0
         while left > 0:
             self._between()
-            self._sleep(min(left, NOTICE))
-            left -= NOTICE
-        lost = self._clock() - began - self._poll_interval
+            pause, began = min(left, NOTICE), self._clock()
+            self._sleep(pause)
+            left, lost = left - pause, lost + (self._clock() - began - pause)
         if lost < STANDSTILL:
             return 0.0
         logger.warning("The run stood still for %.0f seconds: time limits are moved.", lost)

@@ -146,8 +146,8 @@ class WeightedRule(ABC):
         Tensor
             (d,) of the rows' dtype and device, sharing memory with no input. All NaN if a
             positively weighted row is not finite, a weight is negative, infinite or NaN, all
-            are zero, or their sum is too large: an exception would cost a synchronisation with
-            the device.
+            are zero, or the sum of integers is too large: an exception would cost a
+            synchronisation with the device.
 
         Raises
         ------
@@ -158,7 +158,8 @@ class WeightedRule(ABC):
         used = as_weights(weights, rows.device)
         result = self.aggregate(rows, used)
         total = used.sum(dtype=torch.float64)
-        usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & (total < LARGEST_SUM)
+        largest = math.inf if used.is_floating_point() else LARGEST_SUM
+        usable = all_finite(rows, used) & (used >= 0).all() & (total > 0) & (total < largest)
         return torch.where(usable, result, torch.nan).to(rows.dtype)
 
 
