@@ -38,7 +38,7 @@ LARGEST_FLOAT32 = 1e37
 def check_aggregator(
     rule: Aggregator,
     *,
-    laws: Collection[Law] | None = None,
+    laws: Collection[Law | str] | None = None,
     bound: Callable[[float], float | None] | None = None,
     byz_fraction: float | None = None,
     trusted: Sequence[int] | None = None,
@@ -55,8 +55,9 @@ def check_aggregator(
     ----------
     rule : Aggregator
         Called as ``rule(rows, weights)``; a plain function will do.
-    laws : collection of Law, optional
-        What it should keep; by default what it declares (``rule.laws``), for a function nothing.
+    laws : collection of Law or str, optional
+        What it should keep, names as errors tell them; by default what it declares
+        (``rule.laws``), for a function nothing.
     bound : callable, optional
         λ -> c, or None where nothing is claimed; by default ``rule.bound`` if there is one. Checked
         is ``‖A − x̄_G‖² <= c ρ²`` for every G of weight at least (1 − λ)S.
@@ -131,7 +132,7 @@ def check_claim(claim: Claim, limit: Fraction, search: settings, seconds: float 
 def claim_of(
     rule: Aggregator,
     *,
-    laws: Collection[Law] | None = None,
+    laws: Collection[Law | str] | None = None,
     bound: Callable[[float], float | None] | None = None,
     trusted: Sequence[int] | None = None,
     max_rows: int | None = None,
