@@ -14,7 +14,7 @@ from torch import Tensor
 from flwr_byzasync.aggregators.numerics import all_finite, as_weights
 from flwr_byzasync.errors import ConfigError
 
-LARGEST_SUM = 2.0**60
+LARGEST_SUM = 2.0**62
 """Of integer weights: twice a cumulative sum of them stays inside int64."""
 
 
@@ -138,7 +138,7 @@ class WeightedRule(ABC):
             rows closer than 1e-150 may count as equal.
         weights : Tensor
             (m,) non-negative with positive sum, integer or floating. Used in int64 or float64,
-            never in the rows' dtype; the sum of integers must be below 2⁶⁰. Rows of weight zero
+            never in the rows' dtype; the sum of integers must be below 2⁶². Rows of weight zero
             are as if absent.
 
         Returns

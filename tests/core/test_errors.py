@@ -24,9 +24,16 @@ def test_a_config_error_survives_pickling() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-@given(st.floats(0, 0.5, exclude_max=True))
+@given(st.floats(0, 0.5 - 1e-9))
 def test_every_share_below_one_half_is_legal(share: float) -> None:
     assert check_byz_fraction("byz_fraction", share) == share
+
+
+@given(st.floats(0.5 - 1e-9, 0.5, exclude_min=True, exclude_max=True))
+def test_a_share_that_is_one_half_but_for_rounding_is_refused(share: float) -> None:
+    """Rules whose weights for it are 0 / 0 would return NaN, or break their constant."""
+    with pytest.raises(ConfigError, match=r"a number in \[0, 0\.5\), 1e-9 or more below"):
+        check_byz_fraction("byz_fraction", share)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, -0.01, float("nan"), float("inf"), "0.4", None, True])
