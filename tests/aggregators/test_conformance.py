@@ -205,7 +205,7 @@ def test_the_error_crosses_processes() -> None:
         ({"bound": lambda lam: torch.tensor(2.0)}, r"bound\(lam\)=tensor\(2.\)"),
         ({"bound": lambda lam: -1.0}, r"bound\(lam\)=-1.0"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_argument_that_cannot_work_is_named(claims: dict[str, object], names: str) -> None:
     with pytest.raises(ConfigError, match=f"^{names} is not legal"):

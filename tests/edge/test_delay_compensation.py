@@ -15,6 +15,7 @@ from flwr_byzasync.optimizers import SGD, Iterates, Optimizer
 from flwr_byzasync.reading import Reading
 from flwr_byzasync.records import Wire
 from flwr_byzasync.session import Session
+from flwr_byzasync.snapshot import described
 from flwr_byzasync.state import Policy, begin
 from flwr_byzasync.weights import Uniform
 from tests.edge.test_payloads import answer, ask, weights_of
@@ -70,7 +71,7 @@ def play(
 # --- the formula ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [MEDIAN, CTMA(MEDIAN, 0.3), CGE(0.3), no_law], ids=str)
+@pytest.mark.parametrize("rule", [MEDIAN, CTMA(MEDIAN, 0.3), CGE(0.3), no_law], ids=described)
 @given(st.data(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), ARRIVALS)
 def test_the_direction_is_the_rule_s_over_vectors_that_have_followed_the_server(
     rule: Aggregator, data: st.DataObject, share: float, arrivals: list[int]
