@@ -70,13 +70,21 @@ def gm(rows: Array, weights: Array) -> Array:
             break
         # (total·I − Uᵀ P U)⁻¹ force through an (m, m) system, P the diagonal of the pulls
         small = (np.diag(total / pull) - u @ u.T).astype(float)
-        newton = (force + u.T @ np.linalg.solve(small, (u @ force).astype(float))) / total
+        newton = (force + u.T @ _solved(small, (u @ force).astype(float))) / total
         steps = [force / total] + [newton * LONG(0.5) ** k for k in range(8)]
         gains = [gain(x, w, z, step) for step in steps]
         if not max(gains) > 0:
             break
         z = z + steps[int(np.argmax(gains))]
     return z
+
+
+def _solved(matrix: Array, right: Array) -> Array:
+    """Solve, or come as near as can be: on the line between two groups there is no curvature."""
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(matrix, right, rcond=None)[0]
 
 
 def residual(rows: Array, weights: Array, z: Array, scale: float = 1.0) -> float:
