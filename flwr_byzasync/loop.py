@@ -106,10 +106,6 @@ class ArrivalLoop:
         while away.difference(self.look_who_is_there()) and self._clock() < deadline:
             self._sleep(min(1.0, 10 * self._poll_interval))
 
-    def pause(self) -> None:
-        """Wait as long as between two looks at the network."""
-        self._sleep(self._poll_interval)
-
     def play_round(self, server_round: int, target: int) -> bool:
         """Take replies in until `target` are accepted in all.
 
@@ -141,10 +137,10 @@ class ArrivalLoop:
                 self._log_end(self._what_is_missing())
                 return False
             if not arrived:
-                deadline += self._rest()
+                deadline += self.rest()
         return True
 
-    def _rest(self) -> float:
+    def rest(self) -> float:
         """Wait as long as between two looks at the network, a signal's notice at most.
 
         Returns

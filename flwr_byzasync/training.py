@@ -182,7 +182,7 @@ class Training:
 
     def _wait_for_evaluations(self, loop: ArrivalLoop, evaluations: Evaluations) -> None:
         while evaluations.under_way:
-            loop.pause()
+            loop.rest()
             loop.look_who_is_there()
             self.between()
 
