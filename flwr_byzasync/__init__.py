@@ -2,11 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from flwr_byzasync.aggregators.byz_fraction import byz_fraction
 from flwr_byzasync.client import Gradient, Query, client_app
+from flwr_byzasync.core.layout import buffer_names
 from flwr_byzasync.errors import ConfigError, Reason
-from flwr_byzasync.helpers import buffer_names, byz_fraction
-from flwr_byzasync.simulation import VirtualGrid
-from flwr_byzasync.stopping import EarlyStop
+from flwr_byzasync.server.early_stopping import EarlyStop
+from flwr_byzasync.simulation.virtual_grid import VirtualGrid
 from flwr_byzasync.strategy import AsyncRobust
 
 try:

@@ -13,12 +13,13 @@ from typing import NoReturn
 import torch
 
 from flwr_byzasync import __version__
+from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators import Aggregator, build, discover
 from flwr_byzasync.aggregators.rule import bound_of
 from flwr_byzasync.audit import worst_case
 from flwr_byzasync.audit.case import RuleError
 from flwr_byzasync.audit.report import Line, drawn, example, figure, matrix, table
-from flwr_byzasync.errors import ConfigError, check_byz_fraction
+from flwr_byzasync.errors import ConfigError
 
 LAMBDAS = (0.1, 0.25, 0.4)
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)

@@ -10,14 +10,22 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from flwr_byzasync import records
-from flwr_byzasync.compat import Mod
+from flwr_byzasync.core.layout import Layout
 from flwr_byzasync.estimators import Estimator, Memory
-from flwr_byzasync.layout import Layout
+from flwr_byzasync.wire.arrays import record_of, tensors_of
+from flwr_byzasync.wire.flower_compat import Mod
+from flwr_byzasync.wire.keys import (
+    BEFORE,
+    BUFFERS,
+    COUNT,
+    GRADIENT,
+    METRICS,
+    MOMENTUM,
+    PAYLOAD,
+    QUERY,
+)
 
 MEMORY = "byz.memory"
-GRADIENT, MOMENTUM = "gradient", "momentum"
-"""What replies say they are."""
 T = TypeVar("T")
 
 
@@ -112,10 +120,10 @@ def client_app(
     def train(message: Message, context: Context) -> Message:
         content, config = message.content, message.content.config_records[configrecord_key]
         where = torch.device(_chosen(device, context))
-        arrays = records.tensors_of(content.array_records[arrayrecord_key])
+        arrays = tensors_of(content.array_records[arrayrecord_key])
         layout = Layout.of(arrays)
-        others = records.tensors_of(content.array_records.get(records.BUFFERS) or ArrayRecord())
-        count = _integer(config.get(records.COUNT))
+        others = tensors_of(content.array_records.get(BUFFERS) or ArrayRecord())
+        count = _integer(config.get(COUNT))
         first: list[Gradient] = []
 
         def at(point: Tensor) -> Tensor:
@@ -130,8 +138,8 @@ def client_app(
             first.append(answer)
             return layout.flatten(answer.gradients, where)
 
-        point, before = layout.flatten(arrays, where), content.array_records.get(records.BEFORE)
-        wants_gradient = config.get(records.PAYLOAD) == GRADIENT
+        point, before = layout.flatten(arrays, where), content.array_records.get(BEFORE)
+        wants_gradient = config.get(PAYLOAD) == GRADIENT
         if wants_gradient:
             vector = at(point)
         else:
@@ -140,19 +148,19 @@ def client_app(
             _remember(context, memory)
         # Buffers and metrics of the query's own point; the one before it was only corrected for.
         answer = first[0]
-        reply = RecordDict({arrayrecord_key: records.record_of(layout.unflatten(vector))})
+        reply = RecordDict({arrayrecord_key: record_of(layout.unflatten(vector))})
         if others:
-            reply[records.BUFFERS] = records.record_of(
+            reply[BUFFERS] = record_of(
                 {name: answer.buffers.get(name, tensor) for name, tensor in others.items()}
             )
         if before is not None:
             # The server corrects: the same batch once more, at the point of the last query.
-            there = at(layout.flatten(records.tensors_of(before), where))
-            reply[records.BEFORE] = records.record_of(layout.unflatten(there))
-        reply[records.METRICS] = MetricRecord(dict(answer.metrics))
+            there = at(layout.flatten(tensors_of(before), where))
+            reply[BEFORE] = record_of(layout.unflatten(there))
+        reply[METRICS] = MetricRecord(dict(answer.metrics))
         # A reply says what it is, or a vector would be taken for a model.
-        told = {records.PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
-        echoed = {records.QUERY: config[records.QUERY]} if records.QUERY in config else {}
+        told = {PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
+        echoed = {QUERY: config[QUERY]} if QUERY in config else {}
         reply[configrecord_key] = ConfigRecord({**told, **echoed})
         return Message(reply, reply_to=message)
 
@@ -182,7 +190,7 @@ def _integer(value: object) -> int:
 
 def _recall(context: Context, device: torch.device, size: int) -> Memory:
     kept = context.state.array_records.get(MEMORY)
-    tensors = records.tensors_of(kept) if kept is not None else {}
+    tensors = tensors_of(kept) if kept is not None else {}
     memory = tuple(tensor.to(device) for tensor in tensors.values())
     # Vectors of the model, and numbers about them.
     return memory if all(tensor.shape in ((size,), ()) for tensor in memory) else ()
@@ -191,4 +199,4 @@ def _recall(context: Context, device: torch.device, size: int) -> Memory:
 def _remember(context: Context, memory: Memory) -> None:
     finite = all(bool(tensor.isfinite().all()) for tensor in memory)
     kept = {str(k): tensor for k, tensor in enumerate(memory)} if finite else {}
-    context.state[MEMORY] = records.record_of(kept)
+    context.state[MEMORY] = record_of(kept)

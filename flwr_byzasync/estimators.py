@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_number
+from flwr_byzasync._checks import check_number
+from flwr_byzasync.errors import ConfigError
 
 Memory = tuple[Tensor, ...]
 """What a node keeps between two queries; empty before the first and after a restart."""

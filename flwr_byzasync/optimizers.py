@@ -6,7 +6,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_choice, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_number, plain_numbers
+from flwr_byzasync.errors import ConfigError
 
 LR_FIX = "pass for example lr=0.01"
 

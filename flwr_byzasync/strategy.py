@@ -9,37 +9,33 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from flwr_byzasync import records
-from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian
-from flwr_byzasync.arguments import (
+from flwr_byzasync._checks import (
     check_call,
     check_count,
+    check_integer,
     check_key,
-    check_least,
     check_names,
-    check_not_fedavg,
-    check_parts,
-    check_resume,
-    check_stop,
-    default_optimizer,
+    check_number,
     usable_device,
 )
-from flwr_byzasync.checkpoint import Checkpoints
-from flwr_byzasync.errors import ConfigError, check_integer, check_number
-from flwr_byzasync.evaluation import Evaluations, EvaluationSettings, MetricsFn
-from flwr_byzasync.logbook import Logbook
-from flwr_byzasync.loop import ArrivalLoop, pulls_of
-from flwr_byzasync.optimizers import Optimizer
-from flwr_byzasync.progress import Statistics, statistics
-from flwr_byzasync.reading import Reading
-from flwr_byzasync.records import Wire
-from flwr_byzasync.rounds import RoundHooks
-from flwr_byzasync.simulation import clock_of
-from flwr_byzasync.snapshot import identity_of
-from flwr_byzasync.state import Policy
-from flwr_byzasync.stopping import EarlyStop
-from flwr_byzasync.training import EvaluateFn, RoundEnd, RoundEndFn, Training
+from flwr_byzasync._clock import clock_of
+from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian
+from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync.checkpoints.snapshot import identity_of
+from flwr_byzasync.core.contribution import Reading
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.statistics import Statistics, statistics
+from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.optimizers import SGD, Optimizer
+from flwr_byzasync.server.arrival_loop import ArrivalLoop, pulls_of
+from flwr_byzasync.server.checkpointing import Logbook
+from flwr_byzasync.server.early_stopping import EarlyStop
+from flwr_byzasync.server.evaluation import Evaluations, EvaluationSettings
+from flwr_byzasync.server.metrics_aggregation import MetricsFn
+from flwr_byzasync.server.round_hooks import RoundHooks
+from flwr_byzasync.server.training import EvaluateFn, RoundEnd, RoundEndFn, Training
 from flwr_byzasync.weights import WeightPolicy, weighting
+from flwr_byzasync.wire.keys import BEFORE, BUFFERS, METRICS, Wire
 
 logger = getLogger("flwr")
 
@@ -287,7 +283,7 @@ class AsyncRobust(RoundHooks):
             check_call(name, call)
         self.train_metrics_aggr_fn, self.on_round_end = train_metrics_aggr_fn, on_round_end
         self.early_stop = check_stop(early_stop)
-        taken = (records.BUFFERS, records.BEFORE, records.METRICS)
+        taken = (BUFFERS, BEFORE, METRICS)
         self._wire = Wire(
             self.reading.payload,
             check_key("arrayrecord_key", arrayrecord_key, taken),
@@ -473,3 +469,66 @@ def _run_id(grid: Grid) -> int:
 
 def _pace(most: float | None) -> str:
     return "as many as it sends" if most is None else f"{most:g} times the median node's"
+
+
+def check_parts(aggregator: object, optimizer: object) -> None:
+    """Make sure that a rule can be called, that an optimizer steps, and that both are made."""
+    if not callable(aggregator) or isinstance(aggregator, type):
+        fix = "pass for example CTMA(GeometricMedian(), byz_fraction=0.4)"
+        raise ConfigError("aggregator", aggregator, "a rule called as rule(rows, weights)", fix)
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, type):
+        fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
+        raise ConfigError("optimizer", optimizer, "an object with init and step", fix)
+
+
+def check_not_fedavg(fraction_train: object, weighted_by_key: object) -> None:
+    """Refuse two of FedAvg's arguments that mean nothing here, and say what does."""
+    if fraction_train != 1.0:
+        legal = "1.0: every connected node is asked as soon as it has replied"
+        fix = "leave it out; max_pace bounds how often a node is asked"
+        raise ConfigError("fraction_train", fraction_train, legal, fix)
+    if weighted_by_key is not None:
+        legal = "None: nothing that a client reports becomes a weight"
+        fix = "leave it out; weights='counts' or 'uniform' say what a node weighs"
+        raise ConfigError("weighted_by_key", weighted_by_key, legal, fix)
+
+
+def default_optimizer(reading: Reading) -> Optimizer:
+    """Return the server's step where none is given, which is spread over the nodes' replies.
+
+    Together with a delay compensation of one half; docs/migration.md has the reasons.
+    """
+    if reading.payload != "model":
+        fix = "pass for example AnyTimeSGD(lr=0.01, gamma=0.1)"
+        raise ConfigError("optimizer", None, "an optimizer where replies are no models", fix)
+    return SGD(lr=2.0, per_node=True)
+
+
+def check_least(available: int | None, train: int | None, quorum: int | None) -> int:
+    """Return how many nodes must be connected before the first query; FedAvg takes 2."""
+    given = [
+        check_count("min_available_nodes", available),
+        check_count("min_train_nodes", train),
+    ]
+    return max((count for count in given if count is not None), default=quorum or 2)
+
+
+def check_stop(stop: object) -> EarlyStop | None:
+    """Return when to stop early, or None for not at all."""
+    if stop is not None and not isinstance(stop, EarlyStop):
+        fix = "pass for example EarlyStop('accuracy', at_least=0.95)"
+        raise ConfigError("early_stop", stop, "an EarlyStop or None", fix)
+    return stop
+
+
+def check_resume(checkpoints: object, resume: object) -> tuple[Checkpoints | None, bool]:
+    """Return where a run is written down and whether it goes on from there."""
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        fix = "pass for example Checkpoints('/data/run1')"
+        raise ConfigError("checkpoints", checkpoints, "a Checkpoints or None", fix)
+    if not isinstance(resume, bool):
+        raise ConfigError("resume", resume, "True or False", "pass True to go on with a run")
+    if resume and checkpoints is None:
+        fix = "pass for example checkpoints=Checkpoints('/data/run1')"
+        raise ConfigError("resume", resume, "False without checkpoints", fix)
+    return checkpoints, resume

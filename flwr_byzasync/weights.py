@@ -15,7 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError, check_choice, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_number, plain_numbers
+from flwr_byzasync.errors import ConfigError
 
 EPS = torch.finfo(torch.float64).eps
 FIX = "pass 'counts', 'uniform' or for example StalenessDiscount(power=0.5)"

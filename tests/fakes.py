@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_byzasync.compat import post
+from flwr_byzasync.wire.flower_compat import post
 
 Behaviour = Callable[[Message], RecordDict | Error | None]
 """What a node does with a message: reply, report an error, or stay silent."""

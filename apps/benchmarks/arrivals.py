@@ -17,7 +17,7 @@ from apps.paper.figures import cells_of
 from apps.paper.plain import plain
 from apps.train import client_app
 from apps.train.tasks import discover
-from flwr_byzasync.errors import check_integer
+from flwr_byzasync._checks import check_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,10 +29,10 @@ from threadpoolctl import threadpool_limits
 
 from apps.benchmarks.local_flower import REPOSITORY
 from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CTMA, NNM, CoordinateWiseMedian, Mean
-from flwr_byzasync.errors import check_integer
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.scene import VirtualNode
+from flwr_byzasync.simulation.federation import VirtualNode
 
 APPS = ("dropin_torch", "dropin_sklearn", "dropin_numpy")
 STRATEGIES = {"fedavg": "FedAvg", "fedmedian": "FedMedian", "async": "AsyncRobust"}

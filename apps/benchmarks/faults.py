@@ -20,10 +20,10 @@ from flwr.serverapp.strategy import FedAvg, FedMedian, Krum, Strategy
 from numpy.typing import NDArray
 
 from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.errors import check_integer
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
 
 NODES, FAULTY = 5, 4
 TARGETS = (0.8, 0.9, 1.0, 1.1, 1.2)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync import aggregators
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators.incremental import incremental_of
-from flwr_byzasync.errors import check_integer
-from flwr_byzasync.table import Table
+from flwr_byzasync.core.table import Table
 
 RULES = ("mean", "cwmed", "rfa", "gm", "ctma(cwmed)", "ctma(gm)")
 

@@ -16,12 +16,14 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from flwr_byzasync import VirtualGrid, records, replies
+from flwr_byzasync import VirtualGrid
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.errors import check_integer
-from flwr_byzasync.layout import ModelLayout
-from flwr_byzasync.records import Wire
-from flwr_byzasync.state import Update
+from flwr_byzasync.core.layout import ModelLayout
+from flwr_byzasync.core.state import Update
+from flwr_byzasync.wire.arrays import record_of
+from flwr_byzasync.wire.keys import PAYLOAD, QUERY, Wire
+from flwr_byzasync.wire.replies import decode_reply
 
 CPU = torch.device("cpu")
 
@@ -82,9 +84,9 @@ def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
     cut = {f"layer{k}.weight": part for k, part in enumerate(vector.tensor_split(arrays))}
     content = RecordDict(
         {
-            "arrays": records.record_of(cut),
+            "arrays": record_of(cut),
             "metrics": MetricRecord({"num-examples": 10, "loss": 0.5}),
-            "config": ConfigRecord({records.QUERY: 0, records.PAYLOAD: "momentum"}),
+            "config": ConfigRecord({QUERY: 0, PAYLOAD: "momentum"}),
         }
     )
     with VirtualGrid(lambda message, _: message, 1) as grid:
@@ -95,7 +97,7 @@ def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
 
 def decoded(reply: Message, layout: ModelLayout) -> Update:
     """Decode and check a reply as the strategy does."""
-    update = replies.decode_reply(reply, layout, CPU, query=0, wire=Wire())
+    update = decode_reply(reply, layout, CPU, query=0, wire=Wire())
     if not isinstance(update, Update):
         raise RuntimeError(f"a good reply was refused: {update}")
     return update

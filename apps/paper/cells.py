@@ -11,15 +11,10 @@ from apps.train import tasks
 from apps.train.settings import check_batch_size
 from apps.train.tasks import partitions
 from flwr_byzasync import aggregators, attacks, estimators
-from flwr_byzasync.arrivals import POWERS
+from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 from flwr_byzasync.attacks import TimedAttack, VectorAttack
-from flwr_byzasync.errors import (
-    ConfigError,
-    check_byz_fraction,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.simulation.arrivals import POWERS
 
 NO_ATTACK = "none"
 SHARED = "shared"

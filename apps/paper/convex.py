@@ -27,7 +27,7 @@ from apps.paper.convex_loop import (
 )
 from apps.paper.convex_report import report
 from apps.paper.problems import PROBLEMS
-from flwr_byzasync.errors import check_choice, check_integer
+from flwr_byzasync._checks import check_choice, check_integer
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Step sizes c that are tried for each optimizer."""

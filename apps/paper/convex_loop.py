@@ -15,9 +15,9 @@ import torch
 from apps.paper.problems import Problem, problem
 from flwr_byzasync.aggregators import build
 from flwr_byzasync.attacks import Empire, Knowledge, Little, SignFlip, VectorAttack
+from flwr_byzasync.core.table import Table
 from flwr_byzasync.estimators import Estimator, Memory, momentum, mu2, sgd
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
-from flwr_byzasync.table import Table
 
 NODES, HONEST, BYZ_FRACTION = 10, 6, 0.4
 RADIUS = 2.0

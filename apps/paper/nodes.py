@@ -14,9 +14,9 @@ from apps.train.client_app import batch_gradient
 from apps.train.settings import sees_others
 from apps.train.tasks import Split, Task, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
+from flwr_byzasync._checks import check_integer
+from flwr_byzasync.adversary.client_mods import attack_mod
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
-from flwr_byzasync.errors import check_integer
-from flwr_byzasync.mods import attack_mod
 
 
 @dataclass(frozen=True)

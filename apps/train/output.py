@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from apps.train.settings import Settings
 from flwr_byzasync import ConfigError
-from flwr_byzasync.progress import Statistics
+from flwr_byzasync.core.statistics import Statistics
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord]
 

@@ -23,9 +23,9 @@ from apps.train.report import final_table
 from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover
 from flwr_byzasync import AsyncRobust, ConfigError, aggregators
+from flwr_byzasync._clock import clock_of
+from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import Aggregator
-from flwr_byzasync.omniscient import OmniscientGrid
-from flwr_byzasync.simulation import clock_of
 
 logger = getLogger("flwr")
 app = ServerApp()

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.clipping import clip, norms
-from flwr_byzasync.aggregators.ctma import TIE
-from flwr_byzasync.aggregators.median import published_bound, sharp_bound
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
@@ -16,7 +15,7 @@ from flwr_byzasync.aggregators.rule import (
     RuleOver,
     precise,
 )
-from flwr_byzasync.errors import check_byz_fraction
+from flwr_byzasync.aggregators.selection import largest_left
 
 
 def clipped_bound(lam: float, base: float) -> float:
@@ -72,7 +71,7 @@ class ARC(RuleOver):
         laws=frozenset(Law) - {Law.TRANSLATION, Law.HULL},
         bound=lambda lam: clipped_bound(lam, sharp_bound(lam)),
         sources=("Allouah et al. 2024, arXiv 2405.14432, section 3", "docs/theory/clipping.md"),
-        published=lambda lam: clipped_bound(lam, published_bound(lam)),
+        published=lambda lam: clipped_bound(lam, published_median_bound(lam)),
     )
 
     def __post_init__(self) -> None:
@@ -93,26 +92,3 @@ class ARC(RuleOver):
         share = 2.0 * self.byz_fraction * (1.0 - self.byz_fraction)
         threshold = largest_left(norm, weights, share)
         return precise(self.base, clip(rows, norm, threshold), weights)
-
-
-def largest_left(norm: Tensor, weights: Tensor, share: float) -> Tensor:
-    """Return the smallest norm beyond which at most a share of the weight lies.
-
-    Parameters
-    ----------
-    norm, weights : Tensor
-        (m,). Rows of weight zero do not count.
-    share : float
-        In [0, 1).
-
-    Returns
-    -------
-    Tensor
-        0-dim float64.
-    """
-    # Rows of weight zero must not be where the cut falls.
-    order = torch.where(weights > 0, norm, -torch.inf).argsort(descending=True)
-    held = weights[order].cumsum(dim=0)
-    # Slack, or rounding in λ would decide where a row ends exactly at the share.
-    beyond = held > share * held[-1] * (1.0 + TIE)
-    return norm[order].gather(0, beyond.to(torch.uint8).argmax(dim=0, keepdim=True))[0]

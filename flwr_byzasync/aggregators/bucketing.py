@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.median import sharp_bound
+from flwr_byzasync._checks import check_integer
+from flwr_byzasync.aggregators.bounds import sharp_bound
 from flwr_byzasync.aggregators.numerics import column_blocks
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
@@ -18,7 +19,6 @@ from flwr_byzasync.aggregators.rule import (
     bound_of,
     precise,
 )
-from flwr_byzasync.errors import check_integer
 
 
 def bucketing_bound(lam: float, size: int, base: float) -> float:

@@ -6,13 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.meamed import mean_around
+from flwr_byzasync._checks import check_number
+from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
-from flwr_byzasync.aggregators.multi_krum import lowest
 from flwr_byzasync.aggregators.numerics import paired_blocks
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.scores import krum_scores
-from flwr_byzasync.errors import check_number
+from flwr_byzasync.aggregators.selection import lowest, mean_around
 
 
 def bulyan_bound(lam: float) -> float:

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync._checks import check_byz_fraction, check_integer, check_number
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combined_offset, squared_distances
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_byz_fraction, check_integer, check_number
+from flwr_byzasync.aggregators.selection import TIE
 
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 """φ: weight φλS lies at or beyond the default radius, of which liars hold λS at most and honest

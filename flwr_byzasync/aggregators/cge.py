@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import keep_nearest
+from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row, squared_distances
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_byz_fraction
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 @dataclass(frozen=True)

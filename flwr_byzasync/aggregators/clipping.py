@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync._checks import check_number
 from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
 from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, RuleOver, precise
-from flwr_byzasync.errors import check_number
+from flwr_byzasync.aggregators.selection import TIE
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """w-CTMA: centred trimmed meta-aggregator (Dahan and Levy 2024, arXiv 2501.09621, algorithm 1)."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,8 +7,14 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.bounds import (
+    meta_bound,
+    published_median_bound,
+    published_meta_bound,
+    trimmed_bound,
+)
 from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
-from flwr_byzasync.aggregators.median import published_bound
 from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
@@ -19,31 +24,7 @@ from flwr_byzasync.aggregators.rule import (
     WeightedRule,
     precise,
 )
-from flwr_byzasync.errors import check_byz_fraction
-
-TIE = 1e-12
-"""Rows whose distances differ by less than this factor, or by less than the rounding of the
-centre, are equally far: float64 cannot tell them apart, and that rounding would decide."""
-
-
-def meta_bound(lam: float, base: float) -> float:
-    """Return ``4 λ (√(λ c) + √(1 − 2λ))²/(1 − λ)²``, the constant over any base with constant c.
-
-    A base that states less than λ/(1 − 2λ), which no rule has, is taken to have that.
-    """
-    least = max(base, lam / (1.0 - 2.0 * lam))
-    root = math.sqrt(lam * least) + math.sqrt(1.0 - 2.0 * lam)
-    return 4.0 * lam * (root / (1.0 - lam)) ** 2
-
-
-def trimmed_bound(lam: float) -> float:
-    """Return ``4 λ/((1 − λ)(1 − 2λ))``, the constant around a median, for λ in [0, 1/2)."""
-    return 4.0 * lam / ((1.0 - lam) * (1.0 - 2.0 * lam))
-
-
-def published_meta_bound(lam: float, base: float) -> float:
-    """Return ``60 λ (1 + c)``, the published constant over a base with constant c."""
-    return 60.0 * lam * (1.0 + base)
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,7 @@ class CTMA(RuleOver):
         laws=frozenset(Law),
         bound=trimmed_bound,
         sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/ctma.md"),
-        published=lambda lam: published_meta_bound(lam, published_bound(lam)),
+        published=lambda lam: published_meta_bound(lam, published_median_bound(lam)),
     )
 
     def __post_init__(self) -> None:
@@ -149,35 +130,3 @@ class IncrementalCTMA:
         """Return the trimmed mean in float64."""
         centre = self.base.direction(state, view).to(torch.float64)
         return self.rule.around(centre, view.rows, view.weights_beside_rows())
-
-
-def keep_nearest(distance: Tensor, weights: Tensor, wanted: Tensor, blur: Tensor) -> Tensor:
-    """Return the weights that remain of each row when the nearest hold `wanted` together.
-
-    Parameters
-    ----------
-    distance, weights : Tensor
-        (m,) float64.
-    wanted : Tensor
-        0-dim float64 in (0, S].
-    blur : Tensor
-        0-dim float64, how far off the distances may be by rounding of the point they start from.
-
-    Returns
-    -------
-    Tensor
-        (m,) float64 with sum `wanted`: rows nearer than the cut whole, rows at the cut in
-        proportion, the others 0. No row of weight zero counts.
-    """
-    # Rows of weight zero must not be where the cut falls.
-    order = torch.where(weights > 0, distance, torch.inf).argsort()
-    # Slack, or rounding in the sum of all weights could leave the cut beyond the last row.
-    reached = weights[order].cumsum(dim=0) >= wanted * (1.0 - TIE)
-    cut = distance[order].gather(0, reached.to(torch.uint8).argmax(dim=0, keepdim=True))
-    same = TIE * cut + blur
-    near = distance < cut - same
-    tied = ~near & (distance <= cut + same)
-    whole = torch.where(near, weights, 0.0)
-    at_cut = torch.where(tied, weights, 0.0)
-    missing = (wanted - whole.sum()).clamp(min=0.0)
-    return whole + at_cut * (missing / at_cut.sum()).clamp(max=1.0)

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_byzasync.aggregators.fermat import fermat_weber
+from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
+from flwr_byzasync.aggregators.fermat_weber import fermat_weber
 from flwr_byzasync.aggregators.isometry import isometric_points
-from flwr_byzasync.aggregators.median import CoordinateWiseMedian, published_bound, sharp_bound
+from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
 
@@ -47,7 +48,7 @@ class GeometricMedian(WeightedRule):
         laws=frozenset(Law),
         bound=sharp_bound,
         sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/medians.md"),
-        published=published_bound,
+        published=published_median_bound,
         balanced=True,
     )
 

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.scores import krum_scores
-from flwr_byzasync.errors import check_byz_fraction
+from flwr_byzasync.aggregators.selection import TIE
 
 
 def krum_bound(lam: float) -> float:

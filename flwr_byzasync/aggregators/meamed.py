@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import TIE, trimmed_bound
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.bounds import trimmed_bound
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
-from flwr_byzasync.aggregators.numerics import EPS, paired_blocks
+from flwr_byzasync.aggregators.numerics import paired_blocks
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_byz_fraction
+from flwr_byzasync.aggregators.selection import mean_around
 
 
 @dataclass(frozen=True)
@@ -68,25 +69,3 @@ class Meamed(WeightedRule):
         mass = weights.to(torch.float64)
         wanted = (1.0 - self.byz_fraction) * mass.sum()
         return torch.cat([mean_around(x, mass, z, wanted) for x, z in paired_blocks(rows, median)])
-
-
-def mean_around(rows: Tensor, mass: Tensor, median: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean, in each column, of the values nearest to `median` that hold `wanted`."""
-    used = (mass > 0).unsqueeze(1)
-    offset = torch.where(used, rows - median, 0.0)
-    # Values of weight zero must not be where the cut falls.
-    distance, order = torch.where(used, offset.abs(), torch.inf).t().contiguous().sort(dim=1)
-    weight = mass[order]
-    # Slack, or rounding in the sum of all weights could leave the cut beyond the last value.
-    reached = weight.cumsum(dim=1) >= wanted * (1.0 - TIE)
-    cut = distance.gather(1, reached.to(torch.uint8).argmax(dim=1, keepdim=True))
-    # Distances that differ by rounding, of the midpoint of two values above all, are equal.
-    same = TIE * cut + 4.0 * EPS * median.abs().unsqueeze(1)
-    near = distance < cut - same
-    whole = torch.where(near, weight, 0.0)
-    at_cut = torch.where(~near & (distance <= cut + same), weight, 0.0)
-    missing = (wanted - whole.sum(dim=1, keepdim=True)).clamp(min=0.0)
-    part = (missing / at_cut.sum(dim=1, keepdim=True)).clamp(max=1.0)
-    kept = whole + at_cut * part
-    moved = (kept * offset.t().gather(1, order)).sum(dim=1) / kept.sum(dim=1)
-    return median + moved

@@ -6,25 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.numerics import EPS, column_blocks
-from flwr_byzasync.aggregators.ranks import (
+from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
+from flwr_byzasync.aggregators.counting_median import (
     FEW,
     RankedMedian,
     countable,
     counted_median,
     midpoint,
 )
+from flwr_byzasync.aggregators.numerics import EPS, column_blocks
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-
-
-def sharp_bound(lam: float) -> float:
-    """Return ``1/(1 − 2λ)``, the constant of w-CWMed and w-GM, for λ in [0, 1/2)."""
-    return 1.0 / (1.0 - 2.0 * lam)
-
-
-def published_bound(lam: float) -> float:
-    """Return ``(1 + λ/(1 − 2λ))²``, which the paper gives for both medians up to a factor."""
-    return (1.0 + lam / (1.0 - 2.0 * lam)) ** 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class CoordinateWiseMedian(WeightedRule):
         laws=frozenset(Law),
         bound=sharp_bound,
         sources=("Dahan and Levy 2024, arXiv 2501.09621, section 3", "docs/theory/medians.md"),
-        published=published_bound,
+        published=published_median_bound,
         balanced=True,
     )
 

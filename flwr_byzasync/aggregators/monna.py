@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from flwr_byzasync.aggregators.ctma import keep_nearest
+from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_byz_fraction, check_integer
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 def pivot_bound(lam: float, share: float) -> float:

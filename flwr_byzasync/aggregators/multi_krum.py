@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import keep_nearest
+from flwr_byzasync._checks import check_byz_fraction, check_number
+from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.scores import krum_scores
-from flwr_byzasync.errors import check_byz_fraction, check_number
+from flwr_byzasync.aggregators.selection import lowest
 
 
 def multi_krum_bound(lam: float) -> float:
@@ -28,25 +27,6 @@ def multi_krum_bound(lam: float) -> float:
 def small_share_bound(lam: float) -> float:
     """Return ``(√λ + √(2(1 − λ)))²/(1 − 2λ)``, for any share up to 1 − λ."""
     return (sqrt(lam) + sqrt(2.0 * (1.0 - lam))) ** 2 / (1.0 - 2.0 * lam)
-
-
-def lowest(scores: Tensor, weights: Tensor, share: float) -> Tensor:
-    """Return the weights that remain when the rows of lowest scores hold `share` of them.
-
-    Parameters
-    ----------
-    scores, weights : Tensor
-        (m,); scores not negative. Rows of equal scores share in proportion to their weights.
-    share : float
-        In (0, 1].
-
-    Returns
-    -------
-    Tensor
-        (m,) float64 with sum `share` times that of `weights`.
-    """
-    mass = weights.to(torch.float64)
-    return keep_nearest(scores, mass, share * mass.sum(), torch.zeros_like(mass.sum()))
 
 
 @dataclass(frozen=True)

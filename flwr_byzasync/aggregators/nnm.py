@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import keep_nearest
-from flwr_byzasync.aggregators.median import published_bound, sharp_bound
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.numerics import (
     EPS,
     paired_blocks,
@@ -22,7 +22,7 @@ from flwr_byzasync.aggregators.rule import (
     RuleOver,
     precise,
 )
-from flwr_byzasync.errors import check_byz_fraction
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 def mixing_bound(lam: float, base: float) -> float:
@@ -89,7 +89,7 @@ class NNM(RuleOver):
         laws=frozenset(Law),
         bound=lambda lam: mixing_bound(lam, sharp_bound(lam)),
         sources=("Allouah et al. 2023, arXiv 2302.01772, section 3", "docs/theory/nnm.md"),
-        published=lambda lam: published_mixing_bound(lam, published_bound(lam)),
+        published=lambda lam: published_mixing_bound(lam, published_median_bound(lam)),
     )
 
     def __post_init__(self) -> None:

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flwr_byzasync._checks import check_integer, check_number
 from flwr_byzasync.aggregators.numerics import (
     combined_offset,
     heaviest_row,
     squared_distances,
 )
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_integer, check_number
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.ctma import TIE
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.aggregators.bounds import floor_bound, published_trimmed_bound
 from flwr_byzasync.aggregators.numerics import column_blocks
 from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.errors import check_byz_fraction
-
-
-def floor_bound(lam: float) -> float:
-    """Return ``λ/(1 − 2λ)``, the constant of the trimmed mean, below which no rule's can be."""
-    return lam / (1.0 - 2.0 * lam)
-
-
-def published_bound(lam: float) -> float:
-    """Return ``6 λ/(1 − 2λ) (1 + λ/(1 − 2λ))``, which is published for f = λn rows of n."""
-    return 6.0 * floor_bound(lam) * (1.0 + floor_bound(lam))
+from flwr_byzasync.aggregators.selection import TIE
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class TrimmedMean(WeightedRule):
             "Allouah et al. 2023, arXiv 2302.01772: the published constant",
             "docs/theory/trimmed_mean.md",
         ),
-        published=published_bound,
+        published=published_trimmed_bound,
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
-from flwr_byzasync.attacks.over_base import OverBase, check_base, craft_base
+from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
 
 

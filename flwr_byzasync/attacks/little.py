@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flwr_byzasync._checks import check_choice, check_integer, check_number
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
 from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
-from flwr_byzasync.errors import ConfigError, check_choice, check_integer, check_number
+from flwr_byzasync.errors import ConfigError
 
 CHOICES = ("optimised", "paper", "published")
 LOWEST, HIGHEST = 0.5, 0.999

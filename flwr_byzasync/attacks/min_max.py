@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync.aggregators.numerics import paired_blocks
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import (
@@ -18,7 +19,6 @@ from flwr_byzasync.attacks.statistics import (
     rows_of,
     unit_of,
 )
-from flwr_byzasync.errors import check_choice, check_integer
 
 PERTURBATIONS = ("sign", "std", "unit")
 

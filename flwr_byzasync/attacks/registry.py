@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 
+from flwr_byzasync._registry import WORDS, as_call, constant, declared, parse
 from flwr_byzasync.attacks.attack import LabelAttack, VectorAttack
-from flwr_byzasync.calls import WORDS, as_call, constant, parse
-from flwr_byzasync.discovery import declared
 from flwr_byzasync.errors import ConfigError
 
 PACKAGE = "flwr_byzasync.attacks"

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import as_sent
-from flwr_byzasync.errors import check_number
 
 
 @dataclass(frozen=True)

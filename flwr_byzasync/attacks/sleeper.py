@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
-from flwr_byzasync.attacks.over_base import OverBase, check_base, craft_base
+from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
-from flwr_byzasync.errors import check_integer
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
-from flwr_byzasync.attacks.over_base import OverBase, check_base, craft_base
-from flwr_byzasync.errors import check_number
+from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flwr_byzasync._checks import check_integer
 from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.errors import check_integer
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from fractions import Fraction
 
 import numpy as np
 
+from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.rule import Aggregator
 from flwr_byzasync.audit.case import Case, Counts, Floats, Mask, evaluate, exact_ratio
-from flwr_byzasync.audit.moves import Moves
-from flwr_byzasync.errors import check_byz_fraction, check_integer
+from flwr_byzasync.audit.mutations import Moves
 
 TOTAL = 1_000_000_000
 """About the total weight of a candidate: it comes as near to exact halves, and rows may weigh as

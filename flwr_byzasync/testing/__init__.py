@@ -8,10 +8,11 @@ except ImportError as error:
     ) from error
 
 from flwr_byzasync.aggregators.rule import Law
-from flwr_byzasync.testing.cases import Weighted, adversarial_rows, shares, weighted_rows
+from flwr_byzasync.audit.inequality import admissible, ratio
+from flwr_byzasync.testing.adversarial_cases import adversarial_rows, shares
+from flwr_byzasync.testing.cases import Weighted, weighted_rows
 from flwr_byzasync.testing.claim import LawError
 from flwr_byzasync.testing.conformance import check_aggregator
-from flwr_byzasync.testing.inequality import admissible, ratio
 
 __all__ = [
     "Law",

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -16,10 +14,6 @@ MAX_ROWS = 7
 """2^7 sets of rows may be honest; laws that fail, fail with fewer."""
 SIZES = (1, 2, 3, 4, 9)
 """Coordinates; 9 are more than rows."""
-USUAL_SHARES = tuple(Fraction(n, 20) for n in (0, 1, 2, 4, 5, 6, 8, 9))
-FINE = 500
-"""Weight of a hair in `adversarial_rows`: one part in 2 · FINE · (denominator of λ)."""
-
 Placement = Callable[[int, int], st.SearchStrategy[np.ndarray]]
 
 
@@ -56,13 +50,6 @@ class Trial:
     factor: float
     weight_factor: float
     filling: float
-
-
-class Attack(NamedTuple):
-    """Weighted rows, and the share of the weight that liars among them may hold."""
-
-    case: Weighted
-    share: Fraction
 
 
 # --- rows --------------------------------------------------------------------------------------
@@ -249,118 +236,3 @@ def trials(
 
 
 # --- with a share of liars ---------------------------------------------------------------------
-@st.composite
-def shares(
-    draw: st.DrawFn, weights: Tensor | None = None, limit: Fraction = Fraction(9, 20)
-) -> Fraction:
-    """Draw λ in [0, `limit`]: a round number, the limit itself, or what some rows hold exactly.
-
-    Parameters
-    ----------
-    weights : Tensor, optional
-        (m,) integers; with them, λ may be the exact share of some of the rows.
-    limit : Fraction, default 9/20
-        The largest share.
-
-    Examples
-    --------
-    >>> from hypothesis import given
-    >>> @given(share=shares(torch.tensor([3, 1, 1]), limit=Fraction(2, 5)))
-    ... def shares_are_small(share):
-    ...     assert 0 <= share <= Fraction(2, 5)
-    >>> shares_are_small()
-    """
-    usual = [share for share in USUAL_SHARES if share < limit]
-    exact = []
-    if weights is not None:
-        total, held = int(weights.sum()), 0
-        for weight in draw(st.permutations(weights.tolist())):
-            if held + weight <= limit * total:
-                held += weight
-        exact = [Fraction(held, total)]
-    return draw(st.sampled_from([limit, *exact, *usual]))
-
-
-def _thresholds(share: Fraction) -> tuple[Fraction, ...]:
-    return Fraction(1, 2), share, 1 - share, 2 * share
-
-
-def _cells(share: Fraction, first: Fraction, hair: int, in_first: int) -> list[int]:
-    """Weights of the honest in two places, then of the liars there: none, all or half first."""
-    unit = 2 * FINE * share.denominator
-    liars = int(share * unit)
-    near = (0, liars, liars // 2)[in_first]
-    honest = int(first * unit) + hair - near
-    return [max(0, w) for w in (honest, unit - honest - liars, near, liars - near)]
-
-
-def witnesses(share: Fraction) -> list[Attack]:
-    """Return what constants that are too small for a median or for trimming are refuted by.
-
-    Two points, and each threshold missed by a hair; and a liar on one side a little nearer than
-    honest rows on the other, for which it is kept and they are not.
-    """
-    found = []
-    for first, hair, in_first in product(_thresholds(share), (1, -1), (0, 1, 2)):
-        weights = torch.tensor(_cells(share, first, hair, in_first))
-        rows = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64)
-        used = weights > 0
-        found.append(Attack(Weighted(rows[used], weights[used]), share))
-    unit, lam = 2 * FINE * share.denominator, float(share)
-    rows = torch.tensor([[0.0], [2 * lam], [1.0], [-1.0 + 1e-6]], dtype=torch.float64)
-    middle, liars = int((Fraction(1, 2) - share) * unit), int(share * unit)
-    weights = torch.tensor([middle + 1, middle - 1, liars, liars])
-    return [*found, Attack(Weighted(rows, weights), share)]
-
-
-@st.composite
-def adversarial_rows(
-    draw: st.DrawFn, share: Fraction, max_rows: int = MAX_ROWS, trusted: Sequence[int] = ()
-) -> Weighted:
-    """Draw rows in two places, weighted so that a cut falls a hair beside where it should.
-
-    Robust rules decide by thresholds: half of the weight, λ of it, 1 − λ, 2λ. Here the weight
-    in one place is such a threshold, or a hair more or less, and a part of it, or of the other
-    place, is liars who hold `share` exactly. Constants of medians are approached like this.
-
-    Parameters
-    ----------
-    share : Fraction
-        λ in [0, 1/2).
-    max_rows : int, default 7
-        Largest m, at least 4.
-    trusted : sequence of int
-        Rows that are honest and have positive weight: these come first.
-    """
-    first = draw(st.sampled_from(_thresholds(share)))
-    hair, in_first = draw(st.sampled_from((1, 0, -1))), draw(st.sampled_from((0, 1, 2)))
-    weights = _cells(share, first, hair, in_first)
-    d, places = draw(st.sampled_from((1, 1, 2, 3))), draw(_integers((4, 3), 3)).astype(np.float64)
-    if draw(st.booleans()):  # the two places alone
-        places = places[[0, 1, 0, 1]]
-    places[2:] *= draw(st.sampled_from((1.0, 1.0, 1.0 + 1e-7, 30.0, 1e6)))
-    rows = list(places[:, -d:])
-    apart = [draw(st.sampled_from((0.0, 0.0, 1e-3, 1.0))) for _ in range(3)]
-    for i in range(draw(st.integers(0, max(0, min(3, max_rows - 4))))):
-        # Half of a row's weight, a little aside.
-        rows.append(rows[i] + apart[i])
-        weights.append(weights[i] // 2)
-        weights[i] -= weights[i] // 2
-    for i in trusted:
-        weights[i] = max(1, weights[i])
-    return Weighted(torch.from_numpy(np.array(rows)), torch.tensor(weights))
-
-
-@st.composite
-def attacks(
-    draw: st.DrawFn,
-    limit: Fraction = Fraction(9, 20),
-    max_rows: int = MAX_ROWS,
-    trusted: Sequence[int] = (),
-) -> Attack:
-    """Draw weighted rows of every kind, and a share of liars of at most `limit`."""
-    if draw(st.booleans()) and max_rows >= 4 and max(trusted, default=0) < 4:
-        share = draw(shares(limit=limit))
-        return Attack(draw(adversarial_rows(share, max_rows, trusted)), share)
-    case = draw(weighted_rows(*KINDS, max_rows=max_rows, trusted=trusted))
-    return Attack(case, draw(shares(case.weights, limit)))

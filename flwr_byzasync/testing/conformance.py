@@ -9,21 +9,14 @@ from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
+from flwr_byzasync._checks import check_byz_fraction, check_integer, check_number
 from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, checked_constant, laws_of
-from flwr_byzasync.errors import ConfigError, check_byz_fraction, check_integer, check_number
-from flwr_byzasync.testing.cases import (
-    KINDS,
-    MAX_ROWS,
-    Attack,
-    Trial,
-    Weighted,
-    attacks,
-    trials,
-    witnesses,
-)
+from flwr_byzasync.audit.inequality import exact_share, worst
+from flwr_byzasync.errors import ConfigError
+from flwr_byzasync.testing.adversarial_cases import Attack, attacks, witnesses
+from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Trial, Weighted, trials
 from flwr_byzasync.testing.claim import Claim, LawError, shown
 from flwr_byzasync.testing.edges import EDGES, check_time
-from flwr_byzasync.testing.inequality import exact_share, worst
 from flwr_byzasync.testing.laws import ALWAYS, LAWS
 
 LARGEST_SHARE = 0.45

@@ -15,10 +15,10 @@ from flwr_byzasync.aggregators import (
     Mean,
 )
 from flwr_byzasync.aggregators.rule import bound_of
+from flwr_byzasync.audit.inequality import exact_share, worst
 from flwr_byzasync.testing import LawError, Weighted, admissible, ratio
-from flwr_byzasync.testing.cases import Attack
+from flwr_byzasync.testing.adversarial_cases import Attack
 from flwr_byzasync.testing.conformance import check_bound, check_inequality, claim_of
-from flwr_byzasync.testing.inequality import exact_share, worst
 from tests.generators import every_rule, search
 
 MEDIANS = [CoordinateWiseMedian(), GeometricMedian()]

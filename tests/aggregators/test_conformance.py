@@ -22,7 +22,8 @@ from flwr_byzasync.aggregators import (
     Mean,
 )
 from flwr_byzasync.testing import LawError, Weighted, check_aggregator, shares, weighted_rows
-from flwr_byzasync.testing.cases import adversarial_rows, attacks, trials
+from flwr_byzasync.testing.adversarial_cases import adversarial_rows, attacks
+from flwr_byzasync.testing.cases import trials
 from flwr_byzasync.testing.conformance import (
     check_bound,
     check_claim,
@@ -31,7 +32,7 @@ from flwr_byzasync.testing.conformance import (
     claim_of,
 )
 from flwr_byzasync.testing.edges import check_time
-from flwr_byzasync.testing.planted import PLANTED, Planted
+from flwr_byzasync.testing.mutants import PLANTED, Planted
 
 ROOT = Path(__file__).parents[2]
 MEDIAN = CoordinateWiseMedian()

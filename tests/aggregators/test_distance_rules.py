@@ -15,12 +15,12 @@ from hypothesis.extra import numpy as hnp
 
 from flwr_byzasync.aggregators import MDA, Aggregator, Bulyan, Krum, Mean, MultiKrum, build
 from flwr_byzasync.aggregators.bulyan import bulyan_bound
-from flwr_byzasync.aggregators.ctma import TIE
 from flwr_byzasync.aggregators.krum import krum_bound
 from flwr_byzasync.aggregators.mda import ball_diameter_bound, diameter_bound
 from flwr_byzasync.aggregators.multi_krum import multi_krum_bound, small_share_bound
+from flwr_byzasync.aggregators.selection import TIE
+from flwr_byzasync.audit.inequality import admissible, ratio
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.testing.inequality import admissible, ratio
 
 Array = np.ndarray
 SHARES = (0.05, 0.1, 0.2, 0.24, 0.3, 0.4, 0.45)

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flwr_byzasync.aggregators import Aggregator, CoordinateWiseMedian, build
-from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
-from flwr_byzasync.aggregators.median import middle_values
-from flwr_byzasync.aggregators.ranks import (
+from flwr_byzasync.aggregators.counting_median import (
     FEW,
     RankedMedian,
     countable,
     counted_median,
     midpoint,
 )
-from flwr_byzasync.table import Table
+from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
+from flwr_byzasync.aggregators.median import middle_values
+from flwr_byzasync.core.table import Table
 from tests.generators import Weighted, float_rows, weighted
 
 CPU = torch.device("cpu")

@@ -28,8 +28,8 @@ from flwr_byzasync.aggregators import (
 )
 from flwr_byzasync.aggregators.bucketing import keyed_order
 from flwr_byzasync.aggregators.nnm import mix
-from flwr_byzasync.aggregators.registry import Unweighted
 from flwr_byzasync.aggregators.rule import bound_of, laws_of, published_of
+from flwr_byzasync.aggregators.unweighted import Unweighted
 from flwr_byzasync.testing import LawError, Weighted, admissible, check_aggregator, ratio
 from flwr_byzasync.testing import weighted_rows as weighted
 from flwr_byzasync.testing.cases import Trial

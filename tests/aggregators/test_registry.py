@@ -22,7 +22,7 @@ from flwr_byzasync.aggregators import (
     build,
     discover,
 )
-from flwr_byzasync.aggregators.registry import Unweighted
+from flwr_byzasync.aggregators.unweighted import Unweighted
 from tests.generators import every_rule
 
 FOLDER = Path(aggregators.__file__).parent

@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync.aggregators import CTMA, Aggregator, Mean, build
-from flwr_byzasync.aggregators.median import sharp_bound
+from flwr_byzasync.aggregators.bounds import sharp_bound
 from flwr_byzasync.aggregators.monna import MoNNA
 from flwr_byzasync.aggregators.rule import bound_of
-from flwr_byzasync.audit import Case, exact_ratio, plain, worst_case
+from flwr_byzasync.audit import Case, exact_ratio, inequality, plain, worst_case
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.testing import inequality, planted
+from flwr_byzasync.testing.mutants import (
+    smoothed_by_the_farthest,
+    trimmed_on_one_side,
+    without_weights,
+)
 
 LAMBDAS = [0.1, 0.25, 0.4]
 BROKEN: dict[str, Aggregator] = {
     "mean": Mean(),
     "rfa": build("rfa"),
-    "median without weights": planted.without_weights,
-    "Weiszfeld smoothed by the farthest row": planted.smoothed_by_the_farthest,
-    "trimming on one side": planted.trimmed_on_one_side,
+    "median without weights": without_weights,
+    "Weiszfeld smoothed by the farthest row": smoothed_by_the_farthest,
+    "trimming on one side": trimmed_on_one_side,
 }
 
 

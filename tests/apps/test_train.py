@@ -16,8 +16,8 @@ from apps.train.settings import Settings
 from apps.train.tasks import discover
 from flwr_byzasync import ConfigError, Query
 from flwr_byzasync.attacks import LabelFlip, SignFlip
+from flwr_byzasync.core.statistics import Statistics
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
-from flwr_byzasync.progress import Statistics
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"][

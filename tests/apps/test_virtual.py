@@ -7,7 +7,7 @@ import pytest
 
 from flwr_byzasync import attacks
 from flwr_byzasync.attacks import Flood, SlowDown
-from flwr_byzasync.scene import VirtualNode
+from flwr_byzasync.simulation.federation import VirtualNode
 from tests.apps.virtual import run_app
 
 UNEVEN = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5), network=0.1)] * 10

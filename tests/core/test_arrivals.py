@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import ConfigError
-from flwr_byzasync.arrivals import PaperArrivals
+from flwr_byzasync.simulation.arrivals import PaperArrivals
 
 fractions = st.floats(0.01, 0.49)
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flwr_byzasync import checkpoint as checkpoint_module
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
-from flwr_byzasync.checkpoint import (
+from flwr_byzasync.checkpoints import files as checkpoint_module
+from flwr_byzasync.checkpoints.codec import MisfitError, pack, types_of, unpack
+from flwr_byzasync.checkpoints.files import (
     FORMAT,
     VERSION,
     Checkpoints,
@@ -29,13 +30,7 @@ from flwr_byzasync.checkpoint import (
     read_file,
     write_file,
 )
-from flwr_byzasync.codec import MisfitError, pack, types_of, unpack
-from flwr_byzasync.errors import ConfigError, Reason
-from flwr_byzasync.events import on_connected, on_reply, on_sent
-from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
-from flwr_byzasync.progress import Mark
-from flwr_byzasync.questions import Question, Questions
-from flwr_byzasync.snapshot import (
+from flwr_byzasync.checkpoints.snapshot import (
     CLOCK,
     SETTINGS,
     Position,
@@ -44,10 +39,15 @@ from flwr_byzasync.snapshot import (
     dump,
     identity_of,
     load,
-    without_absent,
 )
-from flwr_byzasync.state import Node, Policy, Sent, ServerState, Tables, Update, begin
-from flwr_byzasync.table import Table
+from flwr_byzasync.core.events import on_connected, on_reply, on_sent, without_absent
+from flwr_byzasync.core.pending_evaluations import Question, Questions
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import Node, Sent, ServerState, Tables, Update, begin
+from flwr_byzasync.core.statistics import Mark
+from flwr_byzasync.core.table import Table
+from flwr_byzasync.errors import ConfigError, Reason
+from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from flwr_byzasync.transitions import TRANSITIONS
+from flwr_byzasync.core.transitions import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 

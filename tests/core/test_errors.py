@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import ConfigError, Reason
-from flwr_byzasync.errors import check_byz_fraction, check_choice, check_integer, check_number
+from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 
 
 def test_a_config_error_is_one_sentence() -> None:

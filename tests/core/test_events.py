@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
-from flwr_byzasync.events import (
+from flwr_byzasync.core.events import (
     MOST_ABSENT,
     due_nodes,
     on_all_shut,
@@ -24,18 +24,11 @@ from flwr_byzasync.events import (
     on_standstill,
     on_unsent,
 )
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.quorum import answers, paused, quorum
+from flwr_byzasync.core.state import Rejected, ServerState, Update, begin
+from flwr_byzasync.core.transitions import Status
 from flwr_byzasync.optimizers import AnyTimeSGD
-from flwr_byzasync.state import (
-    Policy,
-    Rejected,
-    ServerState,
-    Update,
-    answers,
-    begin,
-    paused,
-    quorum,
-)
-from flwr_byzasync.transitions import Status
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flwr_byzasync import ConfigError, buffer_names, byz_fraction
-from flwr_byzasync.errors import check_byz_fraction
-from flwr_byzasync.layout import ModelLayout
+from flwr_byzasync._checks import check_byz_fraction
+from flwr_byzasync.core.layout import ModelLayout
 
 COUNTS = st.integers(1, 10_000).flatmap(
     lambda nodes: st.tuples(st.integers(0, (nodes - 1) // 2), st.just(nodes))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import ConfigError
-from flwr_byzasync.layout import Layout, ModelLayout, statistics_of
+from flwr_byzasync.core.layout import Layout, ModelLayout, statistics_of
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=5)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, Mean
 from flwr_byzasync.aggregators.incremental import Change, TableView
-from flwr_byzasync.table import Table
+from flwr_byzasync.core.table import Table
 from flwr_byzasync.weights import (
     Capped,
     Counts,

@@ -7,8 +7,7 @@ import torch
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.errors import NOT_ITS_DOING
-from flwr_byzasync.events import (
+from flwr_byzasync.core.events import (
     due_nodes,
     on_clock,
     on_connected,
@@ -16,9 +15,11 @@ from flwr_byzasync.events import (
     on_sent,
     on_unsent,
 )
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import Rejected, ServerState, Update, begin
+from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
+from flwr_byzasync.errors import NOT_ITS_DOING
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.state import Policy, Rejected, ServerState, Update, begin
-from flwr_byzasync.transitions import TRANSITIONS, Effect, Event, Status, move
 
 NODE, OTHER = 1, 2
 FAULT = Rejected(Reason.NON_FINITE)

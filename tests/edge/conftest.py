@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from flwr_byzasync.compat import post, task
+from flwr_byzasync.wire.flower_compat import post, task
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from flwr_byzasync import AsyncRobust, ConfigError
 from flwr_byzasync.aggregators import CGE, CTMA, Aggregator, CoordinateWiseMedian, Mean
+from flwr_byzasync.checkpoints.snapshot import described
+from flwr_byzasync.core.contribution import Reading
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import begin
 from flwr_byzasync.optimizers import SGD, Iterates, Optimizer
-from flwr_byzasync.reading import Reading
-from flwr_byzasync.records import Wire
-from flwr_byzasync.session import Session
-from flwr_byzasync.snapshot import described
-from flwr_byzasync.state import Policy, begin
+from flwr_byzasync.server.endpoint import Session
 from flwr_byzasync.weights import Uniform
+from flwr_byzasync.wire.keys import Wire
 from tests.edge.test_payloads import answer, ask, weights_of
 from tests.edge.zoo import CPU
 

@@ -24,10 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import AsyncRobust, VirtualGrid
-from flwr_byzasync.checkpoint import Checkpoints
-from flwr_byzasync.evaluation import EvaluationSettings, aggregated, mean_metrics
-from flwr_byzasync.records import Wire
-from flwr_byzasync.scene import Churn, VirtualNode
+from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync.server.evaluation import EvaluationSettings
+from flwr_byzasync.server.metrics_aggregation import aggregated, mean_metrics
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
+from flwr_byzasync.wire.keys import Wire
 from tests.edge.zoo import USABLE, ZOO
 from tests.fakes import FakeClock, FakeGrid, FakeNode
 

@@ -17,16 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, Reason, events, records
+from flwr_byzasync import AsyncRobust, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.core import events
+from flwr_byzasync.core.contribution import Reading
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import Rejected, ServerState, begin
+from flwr_byzasync.core.transitions import TRANSITIONS, Event, Status, move
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.reading import Reading
-from flwr_byzasync.records import Wire
-from flwr_byzasync.replies import MAX_METRICS
-from flwr_byzasync.session import Session
-from flwr_byzasync.state import Policy, Rejected, ServerState, begin
-from flwr_byzasync.transitions import TRANSITIONS, Event, Status, move
+from flwr_byzasync.server.endpoint import Session
 from flwr_byzasync.weights import Capped, Counts
+from flwr_byzasync.wire.arrays import record_of
+from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.replies import MAX_METRICS
 from tests.edge.zoo import CPU, MODEL, USABLE, ZOO, answered
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
@@ -391,7 +394,7 @@ def test_a_run_among_nodes_that_send_anything_trains(script: bytes) -> None:
     strategy = AsyncRobust(
         CoordinateWiseMedian(), SGD(0.1), buffers=["mean"], clock=clock, sleep=clock.sleep
     )
-    result = strategy.start(FakeGrid(clock, nodes), records.record_of(MODEL), 15)
+    result = strategy.start(FakeGrid(clock, nodes), record_of(MODEL), 15)
     statistics = strategy.statistics()
     reached = result.arrays.to_torch_state_dict()
     assert max(float(reached[name].abs().max()) for name in ("w", "b")) < 0.1

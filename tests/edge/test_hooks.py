@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from flwr_byzasync import AsyncRobust, ConfigError, VirtualGrid
 from flwr_byzasync.optimizers import AnyTimeSGD
-from flwr_byzasync.stopping import EarlyStop
-from flwr_byzasync.training import EvaluateFn
+from flwr_byzasync.server.early_stopping import EarlyStop
+from flwr_byzasync.server.training import EvaluateFn
 from tests.releases import since
 
 START = {"w": torch.tensor([4.0, -4.0])}

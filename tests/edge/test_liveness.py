@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp.strategy import Result
 
 from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync.adversary.client_mods import attack_mod
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian
 from flwr_byzasync.attacks import Flood, SignFlip
 from flwr_byzasync.estimators import Estimator, mu2, sgd
-from flwr_byzasync.mods import attack_mod
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.scene import Churn, VirtualNode
-from flwr_byzasync.stopping import EarlyStop
+from flwr_byzasync.server.early_stopping import EarlyStop
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.weights import StalenessDiscount
 
 START = {"x": torch.tensor([4.0, -4.0])}

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_byzasync import AsyncRobust
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
@@ -56,7 +56,7 @@ def test_who_stood_still_with_everybody_else_is_not_late(
 ) -> None:
     """A suspended machine: server, nodes and messages alike, for two hours."""
     if not noticed:
-        monkeypatch.setattr("flwr_byzasync.loop.STANDSTILL", float("inf"))
+        monkeypatch.setattr("flwr_byzasync.server.arrival_loop.STANDSTILL", float("inf"))
     grid, slept = grid_of_three(), []
 
     def sleep(seconds: float) -> None:

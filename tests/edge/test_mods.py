@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from flwr_byzasync import ConfigError, Gradient, Query, client_app
+from flwr_byzasync.adversary.client_mods import attack_mod
 from flwr_byzasync.attacks import (
     Empire,
     Flood,
@@ -24,7 +25,6 @@ from flwr_byzasync.attacks import (
     VectorAttack,
 )
 from flwr_byzasync.estimators import mu2, sgd
-from flwr_byzasync.mods import attack_mod
 from tests.fakes import FakeClock, context_of
 
 Tensors = dict[str, torch.Tensor]

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, VirtualGrid, client_app
+from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CoordinateWiseMedian, GeometricMedian, Mean
 from flwr_byzasync.attacks import (
     Attack,
@@ -24,7 +25,6 @@ from flwr_byzasync.attacks import (
     StaleReplay,
 )
 from flwr_byzasync.estimators import sgd
-from flwr_byzasync.omniscient import OmniscientGrid
 from flwr_byzasync.optimizers import SGD
 
 

@@ -10,13 +10,14 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from apps.train.output import _keep_before
 from flwr_byzasync import AsyncRobust, Gradient, Query, VirtualGrid, client_app
 from flwr_byzasync.aggregators import CoordinateWiseMedian
+from flwr_byzasync.core.events import on_clock, on_connected, on_reply, on_sent
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import Update, begin
 from flwr_byzasync.errors import Reason
 from flwr_byzasync.estimators import sgd
-from flwr_byzasync.events import on_clock, on_connected, on_reply, on_sent
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.scene import Churn, VirtualNode
-from flwr_byzasync.signals import Signals
-from flwr_byzasync.state import Policy, Update, begin
+from flwr_byzasync.server.signals import Signals
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
 
 START = ArrayRecord({"x": torch.zeros(2)})  # type: ignore[dict-item]
 

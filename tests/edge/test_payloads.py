@@ -13,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, Gradient, Query, Reason, VirtualGrid, client_app, events
+from flwr_byzasync import AsyncRobust, Gradient, Query, Reason, VirtualGrid, client_app
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
+from flwr_byzasync.core import events
+from flwr_byzasync.core.contribution import Reading
+from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.state import Sent, begin
 from flwr_byzasync.estimators import Estimator, momentum, mu2, sgd
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
-from flwr_byzasync.reading import Reading
-from flwr_byzasync.records import Wire, record_of
-from flwr_byzasync.scene import Churn, VirtualNode
-from flwr_byzasync.session import Session
-from flwr_byzasync.state import Policy, Sent, begin
+from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
+from flwr_byzasync.wire.arrays import record_of
+from flwr_byzasync.wire.keys import Wire
 from tests.edge.zoo import CPU
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 

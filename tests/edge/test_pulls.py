@@ -15,12 +15,12 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_byzasync import AsyncRobust, Gradient, Reason, VirtualGrid, client_app
-from flwr_byzasync import pulls as pulls_module
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.pulls import MOST_OF_A_NODE, Pulls
+from flwr_byzasync.server import poller as pulls_module
+from flwr_byzasync.server.poller import MOST_OF_A_NODE, Pulls
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
 START = {"w": torch.tensor([4.0, -4.0])}
@@ -218,7 +218,9 @@ def test_where_nothing_hangs_threads_change_no_bit_and_no_message(
 
     with_threads, asked, told = run()
     with monkeypatch.context() as patched:
-        patched.setattr("flwr_byzasync.loop.clock_of", lambda grid: (grid.clock, None))
+        patched.setattr(
+            "flwr_byzasync.server.arrival_loop.clock_of", lambda grid: (grid.clock, None)
+        )
         patched.setattr(pulls_module, "Thread", None)
         without, asked_without, told_without = run()
     assert torch.equal(with_threads, without) and told == told_without

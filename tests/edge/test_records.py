@@ -9,10 +9,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import ConfigError, Reason, records, replies
-from flwr_byzasync.layout import ModelLayout
-from flwr_byzasync.records import Wire
-from flwr_byzasync.state import Rejected, Update
+from flwr_byzasync import ConfigError, Reason
+from flwr_byzasync.core.layout import ModelLayout
+from flwr_byzasync.core.state import Rejected, Update
+from flwr_byzasync.wire.arrays import record_of, tensors_of
+from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.queries import encode_query, model_record
+from flwr_byzasync.wire.replies import MAX_METRICS, decode_reply
 from tests.edge.zoo import (
     CPU,
     F4,
@@ -33,7 +36,7 @@ from tests.edge.zoo import (
 def decode(message: Message) -> Callable[[RecordDict | Error | None], Update | Rejected]:
     def decoded(content: RecordDict | Error | None) -> Update | Rejected:
         reply = answered(message, content)
-        return replies.decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+        return decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
 
     return decoded
 
@@ -54,7 +57,7 @@ def test_what_comes_beside_usable_arrays_costs_a_reply_nothing(
 ) -> None:
     decoded = decode(USABLE[name]())
     assert isinstance(decoded, Update)
-    assert len(decoded.metrics) <= replies.MAX_METRICS
+    assert len(decoded.metrics) <= MAX_METRICS
     assert all(abs(value) < 1e300 for value in decoded.metrics.values())
 
 
@@ -91,13 +94,13 @@ def test_every_finite_vector_of_a_norm_up_to_the_limit_passes_and_no_other(
 ) -> None:
     """In float32 squares overflow from 1e19 on: that alone must not cost a node its reply."""
     sent = torch.tensor(values, dtype=dtype) * (1e130 if dtype is torch.float64 else 1)
-    content = plus(arrays=records.record_of({"w": sent}))
+    content = plus(arrays=record_of({"w": sent}))
     del content["buffers"]
     reply, layout = (
         Message(content, reply_to=message),
         ModelLayout.of({"w": sent.new_zeros(len(sent))}),
     )
-    decoded = replies.decode_reply(reply, layout, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, layout, CPU, QUERY, Wire())
     norm = float(np.sqrt(np.sum(np.square(sent.double().numpy() / 1e150))))
     if not sent.isfinite().all():
         assert isinstance(decoded, Rejected) and decoded.reason is Reason.NON_FINITE
@@ -131,7 +134,7 @@ def test_an_array_as_numpy_writes_it_is_read_without_parsing_its_header(
     decode: Callable[[RecordDict | Error | None], Update | Rejected],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(records, "_parsed_header", None)
+    monkeypatch.setattr("flwr_byzasync.wire.arrays._parsed_header", None)
     assert isinstance(decode(good()), Update)
     in_fortran_order = with_w(Array(np.asfortranarray(MODEL["w"].numpy())))
     assert decode(in_fortran_order) == Rejected(Reason.UNREADABLE, "TypeError")
@@ -140,7 +143,7 @@ def test_an_array_as_numpy_writes_it_is_read_without_parsing_its_header(
 @given(data=st.binary(max_size=300))
 def test_no_bytes_in_an_array_can_raise(data: bytes, message: Message) -> None:
     reply = Message(with_w(numpy_array(F4, data=data)), reply_to=message)
-    decoded = replies.decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
     assert isinstance(decoded, Rejected)
 
 
@@ -149,22 +152,20 @@ def test_no_damage_to_a_good_array_can_raise(cut: int, junk: bytes, message: Mes
     data = Array(MODEL["w"].numpy()).data
     damaged = data[:cut] + junk + data[cut + len(junk) :]
     reply = Message(with_w(numpy_array(F4, data=damaged)), reply_to=message)
-    assert isinstance(replies.decode_reply(reply, LAYOUT, CPU, QUERY, Wire()), Update | Rejected)
+    assert isinstance(decode_reply(reply, LAYOUT, CPU, QUERY, Wire()), Update | Rejected)
 
 
 def test_a_record_that_breaks_its_own_class_is_unreadable(message: Message) -> None:
     reply = Message(good(), reply_to=message)
     reply.content.__dict__["_data"]["arrays"].__dict__["_data"]["w"] = None
-    decoded = replies.decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
     assert decoded == Rejected(Reason.UNREADABLE, "AttributeError")
 
 
 def test_a_query_carries_the_model_and_our_keys_beside_the_user_s() -> None:
     config = {"lr": 0.1, "byz.query": 1}
     point = LAYOUT.parameters.flatten(MODEL)
-    content = records.encode_query(
-        LAYOUT, point, torch.tensor([7.0]), torch.tensor([8]), config, Wire()
-    )
+    content = encode_query(LAYOUT, point, torch.tensor([7.0]), torch.tensor([8]), config, Wire())
     config["lr"] = 9.0
     assert dict(content.config_records["config"]) == {"lr": 0.1, "byz.query": 1}
     sent = content.array_records["arrays"].to_torch_state_dict()
@@ -175,16 +176,14 @@ def test_a_query_carries_the_model_and_our_keys_beside_the_user_s() -> None:
 
 def test_a_query_of_a_model_without_buffers_has_no_record_of_them() -> None:
     layout = ModelLayout.of({"w": MODEL["w"]})
-    content = records.encode_query(
-        layout, torch.ones(4), torch.empty(0), torch.empty(0), {}, Wire()
-    )
+    content = encode_query(layout, torch.ones(4), torch.empty(0), torch.empty(0), {}, Wire())
     assert set(content) == {"arrays", "config"}
 
 
 def test_the_whole_model_comes_back_in_the_order_of_the_user() -> None:
     layout = ModelLayout.of(MODEL, buffers=["mean"])
     point = layout.parameters.flatten(MODEL)
-    record = records.model_record(layout, point, torch.tensor([7.0]), torch.tensor([8]))
+    record = model_record(layout, point, torch.tensor([7.0]), torch.tensor([8]))
     back = record.to_torch_state_dict()
     assert list(back) == list(MODEL)
     assert all(torch.equal(back[k], MODEL[k]) and back[k].dtype == MODEL[k].dtype for k in MODEL)
@@ -192,4 +191,4 @@ def test_the_whole_model_comes_back_in_the_order_of_the_user() -> None:
 
 def test_our_own_caller_s_strange_array_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"initial_arrays\['t'\]"):
-        records.tensors_of(ArrayRecord({"t": Array(np.array(["text"]))}))
+        tensors_of(ArrayRecord({"t": Array(np.array(["text"]))}))

@@ -23,16 +23,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
-from flwr_byzasync import simulation as simulation_module
+from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.attacks import Little
-from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import mu2
-from flwr_byzasync.omniscient import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
-from flwr_byzasync.scene import Churn, VirtualNode
-from flwr_byzasync.stopping import EarlyStop
-from flwr_byzasync.training import RETURN_SECONDS
+from flwr_byzasync.server.early_stopping import EarlyStop
+from flwr_byzasync.server.training import RETURN_SECONDS
+from flwr_byzasync.simulation import virtual_grid as simulation_module
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.weights import StalenessDiscount
 from tests.apps.virtual import run_app
 
@@ -93,7 +93,7 @@ def federation(churn: tuple[Churn, ...] = (), nodes: int = NODES, seed: int = 3)
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for a disk proves nothing here: what is killed is no machine but a process."""
-    monkeypatch.setattr("flwr_byzasync.checkpoint._sync", lambda path, flags: None)
+    monkeypatch.setattr("flwr_byzasync.checkpoints.files._sync", lambda path, flags: None)
 
 
 class Killing(Grid):
@@ -639,7 +639,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     run = Run(tmp_path)
-    monkeypatch.setattr("flwr_byzasync.checkpoint.write_file", full)
+    monkeypatch.setattr("flwr_byzasync.checkpoints.files.write_file", full)
     with federation() as grid:
         assert run.start(grid).evaluated == list(range(ROUNDS + 1))
     assert "No space left on device" in caplog.text

@@ -11,7 +11,7 @@ from apps.train.output import Output
 from apps.train.report import final_table
 from apps.train.server_app import identify
 from flwr_byzasync import ConfigError
-from flwr_byzasync.progress import Statistics
+from flwr_byzasync.core.statistics import Statistics
 from tests.apps.test_train import settings
 from tests.fakes import Behaviour, FakeClock, FakeGrid, FakeNode
 

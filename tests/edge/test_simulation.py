@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, VirtualGrid, client_app
+from flwr_byzasync._clock import clock_of
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
-from flwr_byzasync.arrivals import PaperArrivals
 from flwr_byzasync.estimators import mu2, sgd
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
-from flwr_byzasync.scene import Churn, VirtualNode
-from flwr_byzasync.simulation import clock_of
+from flwr_byzasync.simulation.arrivals import PaperArrivals
+from flwr_byzasync.simulation.federation import Churn, VirtualNode
 
 
 def counting(message: Message, context: Context) -> Message:

@@ -387,7 +387,7 @@ def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
 
 def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was logged once is remembered, but not for a week of ever new ids."""
-    monkeypatch.setattr("flwr_byzasync.events.MOST_ABSENT", 3)
+    monkeypatch.setattr("flwr_byzasync.core.events.MOST_ABSENT", 3)
     clock, told = FakeClock(), []
 
     class Changing(FakeGrid):

@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from flwr_byzasync import VirtualGrid, compat
-from flwr_byzasync.compat import post, task
+from flwr_byzasync import VirtualGrid
+from flwr_byzasync.wire.flower_compat import post, task
 from tests.releases import INSTALLED, since
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +186,7 @@ def test_an_identity_of_another_shape_is_left_alone(
 def test_what_the_block_raises_comes_out_of_it_also_where_it_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compat, "_task_identity", lambda: None)
+    monkeypatch.setattr("flwr_byzasync.wire.flower_compat._task_identity", lambda: None)
     with pytest.raises(KeyError, match="mine"), task(run_id=3, node_id=5):
         raise KeyError("mine")
 

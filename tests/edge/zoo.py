@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from flwr_byzasync import Reason, records
-from flwr_byzasync.layout import ModelLayout
+from flwr_byzasync import Reason
+from flwr_byzasync.core.layout import ModelLayout
+from flwr_byzasync.wire.arrays import record_of
 
 CPU = torch.device("cpu")
 MODEL = {
@@ -24,8 +25,8 @@ QUERY = 3
 def good() -> RecordDict:
     return RecordDict(
         {
-            "arrays": records.record_of({"w": MODEL["w"], "b": MODEL["b"]}),
-            "buffers": records.record_of({"mean": MODEL["mean"], "n": MODEL["n"]}),
+            "arrays": record_of({"w": MODEL["w"], "b": MODEL["b"]}),
+            "buffers": record_of({"mean": MODEL["mean"], "n": MODEL["n"]}),
             "metrics": MetricRecord({"loss": 0.5}),
             "config": ConfigRecord({"byz.query": QUERY, "byz.payload": "momentum"}),
         }
@@ -91,11 +92,11 @@ def answered(message: Message, made: RecordDict | Error | None) -> Message:
 
 def of_b(value: float) -> RecordDict:
     b = torch.full((2,), value, dtype=torch.float64)
-    return plus(arrays=records.record_of({"w": MODEL["w"], "b": b}))
+    return plus(arrays=record_of({"w": MODEL["w"], "b": b}))
 
 
 def with_buffers(**changes: torch.Tensor) -> RecordDict:
-    return plus(buffers=records.record_of({"mean": MODEL["mean"], "n": MODEL["n"], **changes}))
+    return plus(buffers=record_of({"mean": MODEL["mean"], "n": MODEL["n"], **changes}))
 
 
 def echoing(**config: object) -> RecordDict:
@@ -146,15 +147,15 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
     "no payload": (lambda: echoing(byz_query=QUERY), Reason.WRONG_PAYLOAD),
     "renamed": (lambda: renamed(w="v"), Reason.WRONG_NAMES),
     "reordered": (
-        lambda: plus(arrays=records.record_of({"b": MODEL["b"], "w": MODEL["w"]})),
+        lambda: plus(arrays=record_of({"b": MODEL["b"], "w": MODEL["w"]})),
         Reason.WRONG_NAMES,
     ),
     "missing array": (
-        lambda: plus(arrays=records.record_of({"w": MODEL["w"]})),
+        lambda: plus(arrays=record_of({"w": MODEL["w"]})),
         Reason.WRONG_NAMES,
     ),
     "one array too many": (
-        lambda: plus(arrays=records.record_of({k: MODEL[k] for k in ("w", "b", "mean")})),
+        lambda: plus(arrays=record_of({k: MODEL[k] for k in ("w", "b", "mean")})),
         Reason.WRONG_NAMES,
     ),
     "no array at all": (lambda: plus(arrays=ArrayRecord()), Reason.WRONG_NAMES),

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from flwr_byzasync import AsyncRobust
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
-from flwr_byzasync.checkpoint import Checkpoints
+from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from least_squares import task
 

@@ -1,0 +1,122 @@
+"""Finding what a package's files declare, so that adding one is adding a file."""
+
+import ast
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
+from typing import NamedTuple
+
+LONGEST = 1000
+"""Characters: Python's parser is not made for endless nesting."""
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Mapping[str, type]:
+    """Return the classes of a package's modules that declare themselves, by name.
+
+    Parameters
+    ----------
+    package : str
+        Import path of the package.
+    attribute : str
+        Class attribute that is the declaration; its ``name`` is the key.
+    without : tuple of str
+        Modules to leave out.
+
+    Returns
+    -------
+    mapping of str to class
+        Read-only, sorted by name.
+
+    Raises
+    ------
+    RuntimeError
+        If two classes declare the same name.
+    """
+    found: dict[str, type] = {}
+    for module in iter_modules(import_module(package).__path__):
+        if module.name in without:
+            continue
+        path = f"{package}.{module.name}"
+        for member in vars(import_module(path)).values():
+            own = isinstance(member, type) and member.__module__ == path
+            name = getattr(member.__dict__.get(attribute), "name", None) if own else None
+            if name is None:
+                continue
+            if name in found:
+                raise RuntimeError(f"two classes are named {name!r}: {found[name]} and {member}")
+            found[name] = member
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+class Call(NamedTuple):
+    """A name, and what stands in brackets behind it.
+
+    Parameters
+    ----------
+    name : str
+        The name.
+    positional : list of ast.expr
+        What is written without a name, in order.
+    settings : list of ast.keyword
+        What is written as name=value.
+    """
+
+    name: str
+    positional: list[ast.expr]
+    settings: list[ast.keyword]
+
+    def named(self, names: Collection[str]) -> dict[str, ast.expr] | None:
+        """Return the settings by name, or None if one is not among `names` or comes twice."""
+        found = {str(keyword.arg): keyword.value for keyword in self.settings}
+        return found if len(found) == len(self.settings) and set(found) <= set(names) else None
+
+
+def parse(text: object) -> ast.expr | None:
+    """Return text as an expression, or None if it is none. Nothing in it is executed."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        return None
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def as_call(node: ast.expr | None) -> Call | None:
+    """Return a name or the call of a name; None for all else.
+
+    Examples
+    --------
+    >>> as_call(parse("gm"))
+    Call(name='gm', positional=[], settings=[])
+    >>> as_call(parse("3 * gm")) is None
+    True
+    """
+    if isinstance(node, ast.Name):
+        return Call(node.id, [], [])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return Call(node.func.id, node.args, node.keywords)
+    return None
+
+
+def constant(node: ast.expr) -> object:
+    """Return the value of a literal, or of one of the words true, false and none.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+
+    Examples
+    --------
+    >>> constant(parse("-1e-6")), constant(parse("true"))
+    (-1e-06, True)
+    """
+    if isinstance(node, ast.Name) and node.id in WORDS:
+        return WORDS[node.id]
+    try:
+        value: object = ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        raise ValueError("no literal") from None
+    return value

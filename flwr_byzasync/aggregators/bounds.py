@@ -1,0 +1,43 @@
+"""Constants c_λ shared by several rules."""
+
+import math
+
+
+def meta_bound(lam: float, base: float) -> float:
+    """Return ``4 λ (√(λ c) + √(1 − 2λ))²/(1 − λ)²``, the constant over any base with constant c.
+
+    A base that states less than λ/(1 − 2λ), which no rule has, is taken to have that.
+    """
+    least = max(base, lam / (1.0 - 2.0 * lam))
+    root = math.sqrt(lam * least) + math.sqrt(1.0 - 2.0 * lam)
+    return 4.0 * lam * (root / (1.0 - lam)) ** 2
+
+
+def trimmed_bound(lam: float) -> float:
+    """Return ``4 λ/((1 − λ)(1 − 2λ))``, the constant around a median, for λ in [0, 1/2)."""
+    return 4.0 * lam / ((1.0 - lam) * (1.0 - 2.0 * lam))
+
+
+def published_meta_bound(lam: float, base: float) -> float:
+    """Return ``60 λ (1 + c)``, the published constant over a base with constant c."""
+    return 60.0 * lam * (1.0 + base)
+
+
+def sharp_bound(lam: float) -> float:
+    """Return ``1/(1 − 2λ)``, the constant of w-CWMed and w-GM, for λ in [0, 1/2)."""
+    return 1.0 / (1.0 - 2.0 * lam)
+
+
+def published_median_bound(lam: float) -> float:
+    """Return ``(1 + λ/(1 − 2λ))²``, which the paper gives for both medians up to a factor."""
+    return (1.0 + lam / (1.0 - 2.0 * lam)) ** 2
+
+
+def floor_bound(lam: float) -> float:
+    """Return ``λ/(1 − 2λ)``, the constant of the trimmed mean, below which no rule's can be."""
+    return lam / (1.0 - 2.0 * lam)
+
+
+def published_trimmed_bound(lam: float) -> float:
+    """Return ``6 λ/(1 − 2λ) (1 + λ/(1 − 2λ))``, which is published for f = λn rows of n."""
+    return 6.0 * floor_bound(lam) * (1.0 + floor_bound(lam))

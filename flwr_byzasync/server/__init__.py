@@ -1,0 +1,1 @@
+"""What drives the core over a Flower grid: the arrival loop, rounds, evaluation, checkpointing."""

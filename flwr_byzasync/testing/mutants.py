@@ -1,0 +1,205 @@
+"""Broken rules: the mistakes that are made, to show that the checks catch them.
+
+Each is a rule as somebody might write it, with the claim that it does not keep.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_byzasync.aggregators.bounds import sharp_bound
+from flwr_byzasync.aggregators.mean import Mean
+from flwr_byzasync.aggregators.median import CoordinateWiseMedian, middle_values
+from flwr_byzasync.aggregators.rfa import RFA
+from flwr_byzasync.aggregators.rule import Aggregator, Law
+
+MEDIAN = CoordinateWiseMedian()
+MEAN = Mean()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A broken rule and what is claimed of it.
+
+    Parameters
+    ----------
+    rule : Aggregator
+        The rule.
+    caught : str
+        Name of the law that refutes it.
+    laws : tuple of Law
+        Laws that its author would declare; the one that it breaks among them.
+    bound : callable or None
+        The bound that its author would declare.
+    """
+
+    rule: Aggregator
+    caught: str
+    laws: tuple[Law, ...] = ()
+    bound: Callable[[float], float] | None = None
+
+
+# --- without a bound ---------------------------------------------------------------------------
+def without_weights(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median in which every row counts once, whatever it weighs."""
+    return MEDIAN(rows, (weights > 0).to(torch.int64))
+
+
+def smoothed_by_the_farthest(rows: Tensor, weights: Tensor) -> Tensor:
+    """Weiszfeld's steps with a smoothing that the farthest row sets."""
+    used, mass = rows[weights > 0].double(), weights[weights > 0].double()
+    z = MEDIAN(used, mass)
+    for _ in range(50):
+        distance = (used - z).norm(dim=1)
+        pull = mass / distance.clamp(min=max(1e-2 * float(distance.max()), 1e-300))
+        z = used[0] + pull @ (used - used[0]) / pull.sum()
+    return z.to(rows.dtype)
+
+
+def trimmed_on_one_side(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the rows whose norm is at most the median's: liars near the origin stay."""
+    norms = torch.where(weights > 0, rows.double().norm(dim=1), 0.0).unsqueeze(1)
+    near = norms[:, 0] <= MEDIAN(norms, weights)
+    return MEAN(rows, weights * near)
+
+
+def gram_distances(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the nearer half, by distances that a float32 Gram matrix has rounded away."""
+    used, mass = rows[weights > 0].float(), weights[weights > 0]
+    centre = MEDIAN(used, mass)
+    squares = used.square().sum(dim=1) + centre.square().sum() - 2.0 * used @ centre
+    squares = squares.nan_to_num(posinf=3e38).unsqueeze(1)
+    return MEAN(rows[weights > 0], mass * (squares[:, 0] <= MEDIAN(squares, mass)))
+
+
+# --- without a law -----------------------------------------------------------------------------
+def lower_half(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median that takes the lower of two middle values."""
+    return middle_values(rows[weights > 0], weights[weights > 0])[0]
+
+
+def exact_halves(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median whose midpoint needs floating sums to be exactly one half."""
+    values, order = rows[weights > 0].sort(dim=0)
+    above = weights[weights > 0].double()[order].cumsum(dim=0) / weights.double().sum()
+    low, high = (above < 0.5).sum(dim=0), (above <= 0.5).sum(dim=0)
+    last = len(values) - 1
+    ends = [values.gather(0, i.clamp(max=last).unsqueeze(0))[0] for i in (low, high)]
+    return ends[0] / 2 + ends[1] / 2
+
+
+def weights_in_float32(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean whose weights lose all but 24 bits."""
+    return MEAN(rows, weights.float())
+
+
+def one_more_weight(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean that divides by S + 1, lest S be zero."""
+    used, mass = rows[weights > 0].double(), weights[weights > 0].double()
+    return (used[0] + mass @ (used - used[0]) / (mass.sum() + 1.0)).to(rows.dtype)
+
+
+def first_of_ties(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the heaviest row; among equally heavy ones, the first."""
+    return rows[weights.double().argmax()].clone()
+
+
+def clipped_at_two(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean of coordinates clipped to a fixed interval."""
+    return MEAN(rows.clamp(-2.0, 2.0), weights)
+
+
+def shrunk(rows: Tensor, weights: Tensor) -> Tensor:
+    """Nine tenths of the mean."""
+    return MEAN(rows, weights) * 0.9
+
+
+def normalised_first(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean as a sum of products: equal rows of 0.1 give 0.1 and a little."""
+    used, mass = rows[weights > 0].double(), weights[weights > 0].double()
+    return ((mass / mass.sum()) @ used).to(rows.dtype)
+
+
+def beyond_the_rows(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median, a little further from the mean."""
+    median, mean = MEDIAN(rows, weights).double(), MEAN(rows, weights).double()
+    return (median + (median - mean) / 16.0).to(rows.dtype)
+
+
+# --- not even a rule ---------------------------------------------------------------------------
+def sorts_in_place(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median that leaves the caller's rows sorted."""
+    result = MEDIAN(rows, weights)
+    rows.copy_(rows.sort(dim=0).values)
+    return result
+
+
+def a_view(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the heaviest row as a view of the rows."""
+    return rows[int(weights.double().argmax())]
+
+
+def noisy(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean with noise from the global generator."""
+    mean = MEAN(rows, weights)
+    return mean + 1e-3 * torch.rand_like(mean)
+
+
+def product_with_nothing(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean in which a weight of zero meets NaN."""
+    mass = weights.double() / weights.double().sum()
+    return (mass @ rows.double()).to(rows.dtype)
+
+
+def zero_rows_count(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the rows' median and their mean, rows of weight zero among the first."""
+    finite = rows.nan_to_num(0.0, 0.0, 0.0)
+    return (finite.double().median(dim=0).values / 2 + MEAN(rows, weights) / 2).to(rows.dtype)
+
+
+def always_double(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean that forgets the rows' dtype."""
+    return MEAN(rows.double(), weights)
+
+
+def squares_in_float32(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean weighted by inverse squares, which overflow at 3e38."""
+    squares = torch.where(weights > 0, rows.float().square().sum(dim=1), 0.0)
+    return MEAN(rows, weights * squares / (squares + 1.0) + 1e-9 * weights)
+
+
+def two_rows_at_least(rows: Tensor, weights: Tensor) -> Tensor:
+    """Median that looks at the second row."""
+    return MEDIAN(rows, weights) + 0.0 * rows[1].nan_to_num(0.0, 0.0, 0.0)
+
+
+ALL = tuple(Law)
+PLANTED = (
+    Planted(MEAN, "BOUND", ALL, sharp_bound),
+    Planted(without_weights, "BOUND", (), sharp_bound),
+    Planted(without_weights, "COPIES", ALL),
+    Planted(smoothed_by_the_farthest, "BOUND", (), sharp_bound),
+    Planted(trimmed_on_one_side, "BOUND", (), sharp_bound),
+    Planted(gram_distances, "BOUND", (), lambda lam: 9.0 * sharp_bound(lam)),
+    Planted(lower_half, "HALVES", ALL),
+    Planted(exact_halves, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
+    Planted(weights_in_float32, "WEIGHT_SCALE", ALL),
+    Planted(one_more_weight, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
+    Planted(first_of_ties, "PERMUTATION", (Law.PERMUTATION, Law.WEIGHT_SCALE, Law.AGREEMENT)),
+    Planted(RFA(), "SCALE", ALL),
+    Planted(clipped_at_two, "SCALE", (Law.SCALE,)),
+    Planted(shrunk, "TRANSLATION", (Law.TRANSLATION,)),
+    Planted(shrunk, "AGREEMENT", (Law.AGREEMENT,)),
+    Planted(normalised_first, "AGREEMENT", (Law.AGREEMENT,)),
+    Planted(beyond_the_rows, "HULL", (Law.HULL,)),
+    Planted(sorts_in_place, "UNWRITTEN", ALL),
+    Planted(a_view, "UNWRITTEN"),
+    Planted(noisy, "REPEATABLE"),
+    Planted(product_with_nothing, "DEFINED"),
+    Planted(zero_rows_count, "ABSENT"),
+    Planted(always_double, "DTYPE"),
+    Planted(squares_in_float32, "DEFINED"),
+    Planted(two_rows_at_least, "DEFINED"),
+)

@@ -1,0 +1,141 @@
+"""Flower records <-> tensors, with host and device copies; `replies` says what a reply is worth.
+
+Nothing is believed: not the metadata of an array, not its header's size.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_byzasync.core.layout import Entry, Layout
+from flwr_byzasync.errors import ConfigError, Reason
+
+MAX_HEADER = 1000
+"""Bytes of an array that its header must lie in: NumPy's parser takes 0.1 s for ten thousand."""
+
+
+class RefusalError(Exception):
+    """Carries a Reason out of the decoding."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return our own caller's arrays as CPU tensors.
+
+    Raises
+    ------
+    ConfigError
+        If an array cannot be read as a numeric NumPy array.
+    """
+    tensors = {}
+    for name, array in record.items():
+        try:
+            tensors[name] = torch.from_numpy(np.array(array.numpy()))
+        except (TypeError, ValueError) as error:
+            fix = "pass for example ArrayRecord(model.state_dict())"
+            raise ConfigError(f"initial_arrays[{name!r}]", str(error), "numeric", fix) from error
+    return tensors
+
+
+def record_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return named tensors as an ArrayRecord, copied to the host."""
+    return ArrayRecord({name: Array(_host(tensor)) for name, tensor in tensors.items()})
+
+
+def read_arrays(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
+    """Return a client's arrays, if they are what `layout` says, as new CPU tensors.
+
+    Raises
+    ------
+    RefusalError
+        If they are not, whatever is wrong with them.
+    """
+    arrays = read_record(record, layout)
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def _host(tensor: Tensor) -> NDArray[np.generic]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tensor.shape)
+
+
+def read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic]]:
+    """Return a client's arrays as views of what it sent, or raise `RefusalError`."""
+    names = tuple(record.keys())
+    if names != layout.names:
+        raise RefusalError(Reason.WRONG_NAMES, _difference(names, layout.names))
+    return {entry.name: _read_array(record[entry.name], entry) for entry in layout.entries}
+
+
+def _difference(names: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Say in a few words what a client's names lack and have too many of."""
+    known = set(wanted)
+    missing = known.difference(names)  # no set of the client's names: they may be very many
+    first = next((name for name in wanted if name in missing), None)
+    extra = next((name for name in names if name not in known), None)
+    parts = [] if first is None else [f"{first!r} is missing"]
+    parts += [] if extra is None else [f"{extra[:40]!r} is not in the model"]
+    told = " and ".join(parts) or "they are in another order"
+    return f"{told}: send every array of the query under its name, in its order"
+
+
+def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
+    """Read an array without allocating what its header claims, and without pickle."""
+    shape, name = entry.shape, entry.name
+    expected = np.dtype(str(entry.dtype).removeprefix("torch."))
+    if array.dtype != str(expected):
+        told = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as the query has it"
+        raise RefusalError(Reason.WRONG_DTYPE, told)
+    if tuple(array.shape) != shape:
+        told = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as the query has it"
+        raise RefusalError(Reason.WRONG_SHAPE, told)
+    if array.stype != "numpy.ndarray":
+        raise RefusalError(Reason.UNREADABLE, "not a NumPy array")
+    header = _header(shape, expected)
+    # What every array has that NumPy wrote in C order: nothing to parse, nothing to believe.
+    if array.data.startswith(header):
+        fortran, start = False, len(header)
+    else:
+        fortran, start = _parsed_header(array.data, shape, expected)
+    body = memoryview(array.data)[start:]
+    if len(body) != expected.itemsize * math.prod(shape):
+        raise RefusalError(Reason.UNREADABLE, "the data is shorter or longer than its header says")
+    flat: NDArray[np.generic] = np.frombuffer(body, dtype=expected)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=10_000)
+def _header(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
+    """Return the header that NumPy writes for our own array of this shape and dtype."""
+    stream = BytesIO()
+    fields = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, fields)
+    return stream.getvalue()
+
+
+def _parsed_header(
+    data: bytes, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+) -> tuple[bool, int]:
+    """Return whether an array is in Fortran order, and where its values start."""
+    stream = BytesIO(data[:MAX_HEADER])
+    try:
+        version = npy.read_magic(stream)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        true_shape, fortran, true_dtype = read(stream)
+    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError) as error:
+        raise RefusalError(Reason.UNREADABLE, type(error).__name__) from None
+    if true_dtype != dtype:
+        raise RefusalError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
+    if tuple(true_shape) != shape:
+        raise RefusalError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
+    return fortran, stream.tell()
