@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from apps.benchmarks import faults
-from tests.edge.zoo import USABLE, ZOO
+from tests.wire.zoo import USABLE, ZOO
 
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")

@@ -255,7 +255,7 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
     script.write_text(
         "import threading\n"
         "from flwr_byzasync.compat import task\n"
-        "from tests.edge.test_pulls import *\n"
+        "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes)\n"
         "with task(run_id=1, node_id=1):\n"

@@ -30,8 +30,8 @@ from flwr_byzasync.weights import Capped, Counts
 from flwr_byzasync.wire.arrays import record_of
 from flwr_byzasync.wire.keys import Wire
 from flwr_byzasync.wire.replies import MAX_METRICS
-from tests.edge.zoo import CPU, MODEL, USABLE, ZOO, answered
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.wire.zoo import CPU, MODEL, USABLE, ZOO, answered
 
 NODES = 6
 EVENTS = 100

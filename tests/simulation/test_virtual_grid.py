@@ -435,7 +435,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 def test_another_process_with_other_hashes_gives_the_same_bits() -> None:
     script = (
-        "from tests.edge.test_simulation import *\n"
+        "from tests.simulation.test_virtual_grid import *\n"
         "app = client_app(quadratic, estimator=mu2())\n"
         "with VirtualGrid(app, UNEVEN, seed=1, run_config={'seed': 1}) as grid:\n"
         "    print(train(grid)[1].hex())\n"

@@ -25,8 +25,8 @@ from flwr_byzasync.server.endpoint import Session
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.wire.arrays import record_of
 from flwr_byzasync.wire.keys import Wire
-from tests.edge.zoo import CPU
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.wire.zoo import CPU
 
 START = {"w": torch.tensor([4.0, -4.0]), "b": torch.tensor([[1.0]])}
 LARGE = float(np.float32(3e38))

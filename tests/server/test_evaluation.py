@@ -29,8 +29,8 @@ from flwr_byzasync.server.evaluation import EvaluationSettings
 from flwr_byzasync.server.metrics_aggregation import aggregated, mean_metrics
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.wire.keys import Wire
-from tests.edge.zoo import USABLE, ZOO
 from tests.fakes import FakeClock, FakeGrid, FakeNode
+from tests.wire.zoo import USABLE, ZOO
 
 START = {"w": torch.tensor([4.0, -4.0])}
 FIRST = 100

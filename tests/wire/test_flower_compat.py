@@ -54,7 +54,7 @@ def query() -> Message:
 def test_the_package_imports_one_private_module_of_flower_in_one_file() -> None:
     found = flower_imports(PACKAGE)
     assert len(found) > 10, "the scan finds the package's imports"
-    assert {pair for pair in found if pair[1] not in PUBLIC} == {("compat.py", PRIVATE)}
+    assert {pair for pair in found if pair[1] not in PUBLIC} == {("flower_compat.py", PRIVATE)}
 
 
 def test_the_apps_import_nothing_private_of_flower() -> None:
@@ -64,10 +64,10 @@ def test_the_apps_import_nothing_private_of_flower() -> None:
 
 
 def test_only_one_file_reaches_into_the_attributes_of_flower_objects() -> None:
-    upper = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
+    upper = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     upper = {name: text for name, text in upper.items() if re.search(r"^from flwr\b", text, re.M)}
     assert len(upper) >= 10, "the scan finds the files that know Flower"
-    assert {name for name, text in upper.items() if "__dict__" in text} == {"compat.py"}
+    assert {name for name, text in upper.items() if "__dict__" in text} == {"flower_compat.py"}
 
 
 # --- being a task ---------------------------------------------------------------------------

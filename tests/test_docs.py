@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr_byzasync.core.transitions import TRANSITIONS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_in_the_docs_is_the_transition_table() -> None:

@@ -19,8 +19,8 @@ from flwr_byzasync.optimizers import SGD, Iterates, Optimizer
 from flwr_byzasync.server.endpoint import Session
 from flwr_byzasync.weights import Uniform
 from flwr_byzasync.wire.keys import Wire
-from tests.edge.test_payloads import answer, ask, weights_of
-from tests.edge.zoo import CPU
+from tests.server.test_payloads import answer, ask, weights_of
+from tests.wire.zoo import CPU
 
 NODES, SIZE = 4, 3
 VECTORS = st.lists(st.floats(-8, 8, width=16), min_size=SIZE, max_size=SIZE)

@@ -713,7 +713,7 @@ def test_in_another_thread_signals_are_not_caught_and_the_log_says_so(
 CHILD = """
 import sys, torch
 from pathlib import Path
-from tests.edge.test_resume import Run, federation
+from tests.checkpoints.test_resume import Run, federation
 torch.set_num_threads(1)
 with federation() as grid:
     sleep = grid.sleep

@@ -16,7 +16,7 @@ from flwr_byzasync.wire.arrays import record_of, tensors_of
 from flwr_byzasync.wire.keys import Wire
 from flwr_byzasync.wire.queries import encode_query, model_record
 from flwr_byzasync.wire.replies import MAX_METRICS, decode_reply
-from tests.edge.zoo import (
+from tests.wire.zoo import (
     CPU,
     F4,
     LAYOUT,
