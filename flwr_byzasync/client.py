@@ -15,13 +15,13 @@ from flwr_byzasync.estimators import Estimator, Memory
 from flwr_byzasync.wire.arrays import record_of, tensors_of
 from flwr_byzasync.wire.flower_compat import Mod
 from flwr_byzasync.wire.keys import (
-    BEFORE,
     BUFFERS,
     COUNT,
     GRADIENT,
     METRICS,
     MOMENTUM,
     PAYLOAD,
+    PREVIOUS,
     QUERY,
 )
 
@@ -138,7 +138,7 @@ def client_app(
             first.append(answer)
             return layout.flatten(answer.gradients, where)
 
-        point, before = layout.flatten(arrays, where), content.array_records.get(BEFORE)
+        point, before = layout.flatten(arrays, where), content.array_records.get(PREVIOUS)
         wants_gradient = config.get(PAYLOAD) == GRADIENT
         if wants_gradient:
             vector = at(point)
@@ -156,7 +156,7 @@ def client_app(
         if before is not None:
             # The server corrects: the same batch once more, at the point of the last query.
             there = at(layout.flatten(tensors_of(before), where))
-            reply[BEFORE] = record_of(layout.unflatten(there))
+            reply[PREVIOUS] = record_of(layout.unflatten(there))
         reply[METRICS] = MetricRecord(dict(answer.metrics))
         # A reply says what it is, or a vector would be taken for a model.
         told = {PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
@@ -174,11 +174,13 @@ def _chosen(setting: T | Callable[[Context], T], context: Context) -> T:
 
 def _generator(context: Context, count: int) -> torch.Generator:
     """Return a fresh generator for this node's reply number `count`."""
-    mixed = np.random.SeedSequence([*identity_of(context), count]).generate_state(1, np.uint64)
+    mixed = np.random.SeedSequence([*seed_and_partition(context), count]).generate_state(
+        1, np.uint64
+    )
     return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
 
 
-def identity_of(context: Context) -> tuple[int, int]:
+def seed_and_partition(context: Context) -> tuple[int, int]:
     """Return the run's seed and the node's partition-id: node ids change from run to run."""
     partition = context.node_config.get("partition-id", context.node_id)
     return _integer(context.run_config.get("seed")), _integer(partition)

@@ -21,21 +21,21 @@ from flwr_byzasync._checks import (
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
-from flwr_byzasync.checkpoints.snapshot import identity_of
+from flwr_byzasync.checkpoints.snapshot import run_fingerprint
 from flwr_byzasync.core.contribution import Reading
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.statistics import Statistics, statistics
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.optimizers import SGD, Optimizer
-from flwr_byzasync.server.arrival_loop import ArrivalLoop, pulls_of
-from flwr_byzasync.server.checkpointing import Logbook
+from flwr_byzasync.server.arrival_loop import ArrivalLoop, poller_of
+from flwr_byzasync.server.checkpointing import CheckpointManager
 from flwr_byzasync.server.early_stopping import EarlyStop
 from flwr_byzasync.server.evaluation import Evaluations, EvaluationSettings
 from flwr_byzasync.server.metrics_aggregation import MetricsFn
 from flwr_byzasync.server.round_hooks import RoundHooks
 from flwr_byzasync.server.training import EvaluateFn, RoundEnd, RoundEndFn, Training
 from flwr_byzasync.weights import WeightPolicy, weighting
-from flwr_byzasync.wire.keys import BEFORE, BUFFERS, METRICS, Wire
+from flwr_byzasync.wire.keys import BUFFERS, METRICS, PREVIOUS, MessageFormat
 
 logger = getLogger("flwr")
 
@@ -283,8 +283,8 @@ class AsyncRobust(RoundHooks):
             check_call(name, call)
         self.train_metrics_aggr_fn, self.on_round_end = train_metrics_aggr_fn, on_round_end
         self.early_stop = check_stop(early_stop)
-        taken = (BUFFERS, BEFORE, METRICS)
-        self._wire = Wire(
+        taken = (BUFFERS, PREVIOUS, METRICS)
+        self._wire = MessageFormat(
             self.reading.payload,
             check_key("arrayrecord_key", arrayrecord_key, taken),
             check_key("configrecord_key", configrecord_key, (*taken, arrayrecord_key)),
@@ -315,7 +315,7 @@ class AsyncRobust(RoundHooks):
         logger.info("\t│\t└── Shut after faults in a row: %d", policy.shut_after)
         evaluation = self.evaluation
         logger.info("\t├──> Evaluation by nodes: fraction (%.2f)", evaluation.fraction)
-        logger.info("\t│\t└── Minimum nodes: %d", evaluation.least)
+        logger.info("\t│\t└── Minimum nodes: %d", evaluation.min_nodes)
         logger.info("\t├──> Checkpoints: %s", self.checkpoints)
         logger.info("\t└──> Messages:")
         logger.info("\t\t├── Payload: '%s'", self._wire.payload)
@@ -331,7 +331,7 @@ class AsyncRobust(RoundHooks):
             A frozen snapshot; empty before a run.
         """
         session = self._session
-        return Statistics() if session is None else statistics(session.state, session.gave_up)
+        return Statistics() if session is None else statistics(session.state, session.stop_reason)
 
     def start(
         self,
@@ -396,8 +396,8 @@ class AsyncRobust(RoundHooks):
         logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
         self.summary()
         result, began = Result(arrays=initial_arrays), session.clock()
-        identity = identity_of(session.state, self.aggregator)
-        logbook = Logbook(session, result, self.checkpoints, identity, _run_id(grid))
+        identity = run_fingerprint(session.state, self.aggregator)
+        logbook = CheckpointManager(session, result, self.checkpoints, identity, _run_id(grid))
         training = Training(
             session,
             result,
@@ -431,7 +431,7 @@ class AsyncRobust(RoundHooks):
         assert session is not None
         sleep = self._sleep or clock_of(grid)[1]
         loop = ArrivalLoop(
-            session, grid, dict(configs[0]), timeout, sleep, self.poll_interval, training.between
+            session, grid, dict(configs[0]), timeout, sleep, self.poll_interval, training.on_idle
         )
         evaluations = Evaluations(
             self.evaluation,
@@ -441,10 +441,10 @@ class AsyncRobust(RoundHooks):
             session.clock,
             self.policy.reply_timeout,
             training.on_evaluated,
-            pulls_of(grid),
+            poller_of(grid),
             self.poll_interval,
         )
-        training.play(loop, evaluations, self.min_available_nodes, self.updates_per_round)
+        training.run(loop, evaluations, self.min_available_nodes, self.updates_per_round)
 
 
 def check_configs(

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_byzasync.wire.flower_compat import post
+from flwr_byzasync.wire.flower_compat import stamp_message
 
 Behaviour = Callable[[Message], RecordDict | Error | None]
 """What a node does with a message: reply, report an error, or stay silent."""
@@ -67,7 +67,7 @@ class FakeGrid(Grid):
         for message in messages:
             if not self.on_push(message):
                 continue
-            post(message, f"m{len(self.sent)}", run_id=1, src_node_id=1)
+            stamp_message(message, f"m{len(self.sent)}", run_id=1, src_node_id=1)
             self.sent.append(message)
             ids.append(message.metadata.message_id)
             node = self.nodes[message.metadata.dst_node_id]

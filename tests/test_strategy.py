@@ -394,7 +394,7 @@ def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyP
         def get_node_ids(self) -> list[int]:
             stranger = 100 + int(self.clock.now)
             self.nodes.setdefault(stranger, FakeNode(broken, 0.5))
-            told.append(len(strategy._session._told))
+            told.append(len(strategy._session._logged))
             return [1, 2, stranger]
 
     strategy = strategy_on(clock, min_nodes=2, updates_per_round=50, poll_interval=0.5)
@@ -434,7 +434,7 @@ def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
     assert strategy._session is not None
     before = strategy._session.state.iterates
     noisy = {"w": before.x + torch.tensor([0.5, 0.25])}
-    strategy._session.state = replace(strategy._session.state, book={}, nodes={})
+    strategy._session.state = replace(strategy._session.state, in_flight={}, nodes={})
     queries = list(strategy.configure_train(3, ArrayRecord(noisy), ConfigRecord(), grid))
     assert queries and all(
         torch.equal(q.content["arrays"].to_torch_state_dict()["w"], noisy["w"])  # type: ignore[union-attr]

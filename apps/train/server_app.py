@@ -83,7 +83,7 @@ def main(grid: Grid, context: Context) -> None:
     if done < settings.num_server_rounds:
         raise RunFailed(
             f"The run ended after {done} of {settings.num_server_rounds} rounds: "
-            f"{statistics.gave_up}."
+            f"{statistics.stop_reason}."
         )
 
 

@@ -10,9 +10,9 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType
 from torch import Tensor
 
-from flwr_byzasync.adversary.reply_vectors import Spoken, start_of
+from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
-from flwr_byzasync.client import identity_of
+from flwr_byzasync.client import seed_and_partition
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.wire.arrays import tensors_of
 from flwr_byzasync.wire.flower_compat import ClientAppCallable, Mod
@@ -87,18 +87,18 @@ def attack_mod(
             return call_next(message, context)
         _check_needs(chosen)
         # Read before the client app runs: it may write into the query.
-        start = start_of(message, arrayrecord_key, configrecord_key)
+        start = base_model_of(message, arrayrecord_key, configrecord_key)
         began = clock()
         reply = call_next(message, context)
         took = clock() - began
         if not reply.has_content() or arrayrecord_key not in reply.content.array_records:
             return reply
         arrays = tensors_of(reply.content.array_records[arrayrecord_key])
-        said = Spoken.of(arrays, start)
+        said = PayloadVector.of(arrays, start)
         if said.vector.numel() == 0:
             return reply
         crafted, number = _craft(chosen, said.vector, context)
-        reply.content[arrayrecord_key] = said.saying(crafted)
+        reply.content[arrayrecord_key] = said.with_vector(crafted)
         _wait(chosen, context, number, took, sleep)
         return reply
 
@@ -139,7 +139,7 @@ def delay_mod(
     return mod
 
 
-class _Past(NamedTuple):
+class NodeHistory(NamedTuple):
     """What a node remembers of its replies."""
 
     replies: int
@@ -156,19 +156,23 @@ def _craft(attack: VectorAttack, honest: Tensor, context: Context) -> tuple[Tens
     """Return what is sent and the number of the reply, and remember the honest vector."""
     past, memory = _recall(context), memory_of(attack)
     kept = past.vectors[-memory:] if memory > 0 else ()
-    crafted = attack.craft(honest, _knowledge(attack, honest, _Past(past.replies, kept), context))
+    crafted = attack.craft(
+        honest, _knowledge(attack, honest, NodeHistory(past.replies, kept), context)
+    )
     # A vector that is not finite would spoil every estimate for as long as it is remembered.
     if memory > 0 and bool(honest.isfinite().all()):
         kept = (*kept, Array(honest.numpy()))[-memory:]
-    _remember(context, _Past(past.replies + 1, kept))
+    _remember(context, NodeHistory(past.replies + 1, kept))
     return crafted, past.replies
 
 
-def _knowledge(attack: VectorAttack, honest: Tensor, past: _Past, context: Context) -> Knowledge:
+def _knowledge(
+    attack: VectorAttack, honest: Tensor, past: NodeHistory, context: Context
+) -> Knowledge:
     decoded = (torch.from_numpy(array.numpy().copy()) for array in past.vectors)
     # Vectors of another model are of no use.
     history = tuple(x for x in decoded if (x.shape, x.dtype) == (honest.shape, honest.dtype))
-    seed = int(np.random.SeedSequence(identity_of(context)).generate_state(1, np.uint64)[0])
+    seed = int(np.random.SeedSequence(seed_and_partition(context)).generate_state(1, np.uint64)[0])
     known = Knowledge(history=history, reply=past.replies, seed=seed)
     if needs_of(attack) is not Needs.COLLUDERS:
         return known
@@ -176,13 +180,13 @@ def _knowledge(attack: VectorAttack, honest: Tensor, past: _Past, context: Conte
     return replace(known, rows=rows, weights=torch.ones(len(rows), dtype=torch.int64))
 
 
-def _recall(context: Context) -> _Past:
+def _recall(context: Context) -> NodeHistory:
     record = dict(context.state.array_records.get(STATE) or {})
     replies = int(record.pop(REPLIES).numpy()) if REPLIES in record else 0
-    return _Past(replies, tuple(record.values()))
+    return NodeHistory(replies, tuple(record.values()))
 
 
-def _remember(context: Context, past: _Past) -> None:
+def _remember(context: Context, past: NodeHistory) -> None:
     # Arrays go back as they are: only the new one was encoded.
     vectors = {str(k): array for k, array in enumerate(past.vectors)}
     context.state[STATE] = ArrayRecord({REPLIES: Array(np.array(past.replies)), **vectors})
@@ -197,7 +201,7 @@ def _wait(
 ) -> None:
     if not isinstance(attack, TimedAttack) or context.node_config.get("virtual-clock"):
         return
-    rng = np.random.default_rng((*identity_of(context), number))
+    rng = np.random.default_rng((*seed_and_partition(context), number))
     seconds = attack.delay(rng, took)
     if seconds > 0:
         sleep(seconds)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync._clock import clock_of
-from flwr_byzasync.adversary.reply_vectors import Spoken, start_of
+from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of
 from flwr_byzasync.aggregators import Aggregator
 from flwr_byzasync.attacks import Knowledge, VectorAttack, memory_of, needs_rule
 from flwr_byzasync.core.layout import Layout
@@ -202,7 +202,9 @@ class OmniscientGrid(Grid):
             if trains and message.metadata.message_id in sent:
                 arrays = message.content.array_records.get(self._keys[0]) or ArrayRecord()
                 layout = Layout.of(tensors_of(arrays))
-                asked = Asked(message.metadata.dst_node_id, layout, start_of(message, *self._keys))
+                asked = Asked(
+                    message.metadata.dst_node_id, layout, base_model_of(message, *self._keys)
+                )
                 self._traffic.asked[message.metadata.message_id] = asked
 
     def _heard(self, message_id: str, reply: Message) -> Message:
@@ -221,16 +223,16 @@ class OmniscientGrid(Grid):
         memory = memory_of(self._attack)
         if memory > 0:
             traffic.history[node_id] = (*traffic.history.get(node_id, ()), vector)[-memory:]
-        reply.content[self._keys[0]] = said.saying(crafted)
+        reply.content[self._keys[0]] = said.with_vector(crafted)
         return reply
 
-    def _understood(self, reply: Message, asked: Asked) -> Spoken | None:
+    def _understood(self, reply: Message, asked: Asked) -> PayloadVector | None:
         """Return what a reply says; None if it is none that could be accepted."""
         try:
             if not reply.has_content():
                 return None
             arrays = read_arrays(reply.content.array_records[self._keys[0]], asked.layout)
-            said = Spoken.of(arrays, asked.start)
+            said = PayloadVector.of(arrays, asked.start)
             vector = said.vector
             return said if vector.numel() and bool(vector.isfinite().all()) else None
         except Exception:  # a record that breaks its own class is a fault of its node too

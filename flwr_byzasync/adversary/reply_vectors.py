@@ -13,7 +13,7 @@ from flwr_byzasync.wire.keys import MODEL, PAYLOAD, VECTORS
 
 
 @dataclass(frozen=True)
-class Spoken:
+class PayloadVector:
     """A reply's floating arrays as a vector, and the way back.
 
     Parameters
@@ -32,7 +32,9 @@ class Spoken:
     start: Tensor | None
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Tensor], start: Mapping[str, Tensor] | None) -> "Spoken":
+    def of(
+        cls, arrays: Mapping[str, Tensor], start: Mapping[str, Tensor] | None
+    ) -> "PayloadVector":
         """Read a reply's arrays, given what `start_of` its query returned.
 
         Raises
@@ -56,13 +58,13 @@ class Spoken:
         told = self.layout.flatten(self.arrays)
         return told if self.start is None else self.start - told
 
-    def saying(self, vector: Tensor) -> ArrayRecord:
+    def with_vector(self, vector: Tensor) -> ArrayRecord:
         """Return a record that says `vector` instead; integer arrays stay."""
         told = vector if self.start is None else self.start - vector
         return record_of({**self.arrays, **self.layout.unflatten(told)})
 
 
-def start_of(
+def base_model_of(
     query: Message, arrayrecord_key: str = "arrays", configrecord_key: str = "config"
 ) -> Mapping[str, Tensor] | None:
     """Return the arrays that a reply's weights start from; None if replies are vectors.

@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from flwr_byzasync.checkpoints.codec import MisfitError, pack, types_of, unpack
-from flwr_byzasync.core.pending_evaluations import Question, Questions
-from flwr_byzasync.core.state import Node, Sent, ServerState, Tables
-from flwr_byzasync.core.statistics import Mark
+from flwr_byzasync.core.pending_evaluations import EvaluationRequest, PendingEvaluations
+from flwr_byzasync.core.state import InFlightQuery, Node, ServerState, Tables
+from flwr_byzasync.core.statistics import RoundStart
 from flwr_byzasync.errors import ConfigError
 
 SETTINGS = frozenset({"layout", "optimizer", "policy"})
 """Fields of `ServerState` that whoever resumes passes again. `tables` are saved by `_rows_of`."""
 CLOCK: Mapping[type, tuple[str, ...]] = {
-    Node: ("due",), Sent: ("sent_at",), Mark: ("at",), Question: ("since",), Questions: ("looked",)
+    Node: ("due",), InFlightQuery: ("sent_at",), RoundStart: ("at",), EvaluationRequest: ("since",), PendingEvaluations: ("looked",)
 }  # fmt: skip
 """Fields that are seconds of a clock: another process's clock shows others."""
 
@@ -52,10 +52,10 @@ class Position:
     elapsed: float
     server_round: int
     size: int
-    mark: Mark
+    round_start: RoundStart
     connected: tuple[int, ...] = ()
     history: str = ""
-    questions: Questions = field(default_factory=Questions)
+    evaluations: PendingEvaluations = field(default_factory=PendingEvaluations)
     run_id: int = 0
 
 
@@ -104,12 +104,12 @@ def load(
     position: Position = unpack(plain, Position, placed)
     shift = now - position.now
     # In a world that was copied the clock shows the same, and x + 0.0 keeps every bit.
-    state = replace(fresh, **{name: moved(value, shift) for name, value in values.items()})
+    state = replace(fresh, **{name: shift_clock(value, shift) for name, value in values.items()})
     _fill(state, rows, placed)
-    return state, moved(replace(position, now=now), shift)
+    return state, shift_clock(replace(position, now=now), shift)
 
 
-def identity_of(state: ServerState, aggregator: object) -> dict[str, str]:
+def run_fingerprint(state: ServerState, aggregator: object) -> dict[str, str]:
     """Return what must be the same when a run goes on, by the name of its argument."""
     groups, reading = ("parameters", "buffers", "counters"), state.policy.reading
     entries = [
@@ -188,18 +188,18 @@ def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None
         table.fill(rows, counts, sent, unpack(saved["step"], int, {}))
 
 
-def moved(value: Any, shift: float) -> Any:
+def shift_clock(value: Any, shift: float) -> Any:
     """Add to every time of a clock in a value."""
     if isinstance(value, Mapping):
-        return {key: moved(item, shift) for key, item in value.items()}
+        return {key: shift_clock(item, shift) for key, item in value.items()}
     if type(value) in CLOCK:
         names = CLOCK[type(value)]
         value = replace(value, **{name: getattr(value, name) + shift for name in names})
-    if isinstance(value, Questions):
-        return replace(value, asked=moved(value.asked, shift))
+    if isinstance(value, PendingEvaluations):
+        return replace(value, requests=shift_clock(value.requests, shift))
     if isinstance(value, Position):
-        inside = {"mark": value.mark, "questions": value.questions}
-        return replace(value, **{name: moved(item, shift) for name, item in inside.items()})
+        inside = {"mark": value.round_start, "questions": value.evaluations}
+        return replace(value, **{name: shift_clock(item, shift) for name, item in inside.items()})
     return value
 
 

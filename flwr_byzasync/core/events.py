@@ -9,9 +9,15 @@ from dataclasses import replace
 from statistics import median
 
 from flwr_byzasync.checkpoints.codec import types_of
-from flwr_byzasync.core.quorum import all_shut, answers, may_step, paused
-from flwr_byzasync.core.state import Node, Rejected, Sent, ServerState, Tables, Update
-from flwr_byzasync.core.timing import LEAST_PATIENCE, PATIENCE, earliest, failed, time_limit
+from flwr_byzasync.core.quorum import all_quarantined, is_responsive, may_step, paused
+from flwr_byzasync.core.state import InFlightQuery, Node, Rejected, ServerState, Tables, Update
+from flwr_byzasync.core.timing import (
+    MIN_QUORUM_WAIT,
+    TIMEOUT_FACTOR,
+    after_failure,
+    next_query_time,
+    time_limit,
+)
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
 from flwr_byzasync.optimizers import divisor_of
@@ -32,9 +38,9 @@ def on_connected(state: ServerState, connected: Iterable[int]) -> ServerState:
     for node_id in here:
         nodes.setdefault(node_id, Node())
     if len(nodes) > len(state.nodes):
-        founders = state.founders or frozenset(here)
-        awaited = state.awaited if state.founders else founders
-        state = replace(state, nodes=nodes, founders=founders, awaited=awaited)
+        founders = state.initial_nodes or frozenset(here)
+        awaited = state.quorum_pending if state.initial_nodes else founders
+        state = replace(state, nodes=nodes, initial_nodes=founders, quorum_pending=awaited)
     for node_id, node in nodes.items():
         if node_id not in here and (node.status, Event.GONE) in TRANSITIONS:
             state = _advance(state, node_id, Event.GONE, Reason.NODE_GONE)
@@ -63,9 +69,9 @@ def due_nodes(
         node_id
         for node_id, node in state.nodes.items()
         if node_id in here
-        and node.status is not Status.ASKED
-        and (node.due <= now or (at_once and node.status is not Status.SHUT))
-        and not (waits and answers(node, state.policy))
+        and node.status is not Status.QUERIED
+        and (node.due <= now or (at_once and node.status is not Status.QUARANTINED))
+        and not (waits and is_responsive(node, state.policy))
     ]
 
 
@@ -73,13 +79,15 @@ def on_sent(
     state: ServerState, node_id: int, message_id: str, query: int, now: float
 ) -> ServerState:
     """Enter a message in the book; an older one of the same node is struck out."""
-    book = {key: line for key, line in state.book.items() if line.node_id != node_id}
-    node, before = state.nodes[node_id], state.nodes[node_id].before is not None
+    book = {key: line for key, line in state.in_flight.items() if line.node_id != node_id}
+    node, before = state.nodes[node_id], state.nodes[node_id].previous_point is not None
     limit = time_limit(node, state.policy)
     point = state.iterates.x if state.policy.reading.keeps_sent else None
     step = state.iterates.step
-    book[message_id] = Sent(node_id, query, step, now, limit, point=point, before=before)
-    state = replace(state, book=book, queries=max(state.queries, query + 1))
+    book[message_id] = InFlightQuery(
+        node_id, query, step, now, limit, point=point, with_previous=before
+    )
+    state = replace(state, in_flight=book, next_query_id=max(state.next_query_id, query + 1))
     return _advance(state, node_id, Event.READY)
 
 
@@ -110,11 +118,11 @@ def on_reply(
         After. If the reply was not accepted, `iterates`, `tables`, `buffers`, `counters` and
         `accepted` are the very same objects, unwritten.
     """
-    sent = state.book.get(message_id)
+    sent = state.in_flight.get(message_id)
     if sent is None:
         return _count(state, Reason.UNSOLICITED)
-    book = {key: line for key, line in state.book.items() if key != message_id}
-    state = replace(state, book=book)
+    book = {key: line for key, line in state.in_flight.items() if key != message_id}
+    state = replace(state, in_flight=book)
     if isinstance(reply, Update):
         return _accept(state, sent, reply, now)
     faults = state.nodes[sent.node_id].faults + 1
@@ -128,13 +136,15 @@ def on_clock(state: ServerState, now: float) -> ServerState:
 
     Before the first step, founders that are far slower than the rest are no longer waited for.
     """
-    if state.awaited and state.policy.min_nodes is None:
+    if state.quorum_pending and state.policy.min_nodes is None:
         # Not all of them: what nobody is waited for needs no quorum either.
-        left = state.awaited - _too_slow(state, now)
-        state = replace(state, awaited=left or state.awaited)
-    for message_id, sent in state.book.items():
+        left = state.quorum_pending - _too_slow(state, now)
+        state = replace(state, quorum_pending=left or state.quorum_pending)
+    for message_id, sent in state.in_flight.items():
         if not sent.overdue and now - sent.sent_at > sent.limit:
-            state = replace(state, book={**state.book, message_id: replace(sent, overdue=True)})
+            state = replace(
+                state, in_flight={**state.in_flight, message_id: replace(sent, overdue=True)}
+            )
             state = _advance(state, sent.node_id, Event.SILENT, Reason.EXPIRED, now)
     return state
 
@@ -142,19 +152,19 @@ def on_clock(state: ServerState, now: float) -> ServerState:
 def on_standstill(state: ServerState, seconds: float) -> ServerState:
     """Take note that the server did not listen for a while: no message is late for that."""
     book = {
-        key: replace(line, sent_at=line.sent_at + seconds, held=line.held + seconds)
-        for key, line in state.book.items()
+        key: replace(line, sent_at=line.sent_at + seconds, paused_for=line.paused_for + seconds)
+        for key, line in state.in_flight.items()
     }
-    return replace(state, book=book)
+    return replace(state, in_flight=book)
 
 
-def on_all_shut(state: ServerState, now: float) -> ServerState:
+def on_all_quarantined(state: ServerState, now: float) -> ServerState:
     """Ask nodes again after `reply_timeout` at the latest while every one of them is shut.
 
     What shut them all is no liar, and waits that double would outlast the run's patience.
     """
     latest = now + state.policy.reply_timeout
-    return _due_by(state, latest) if all_shut(state) else state
+    return _due_by(state, latest) if all_quarantined(state) else state
 
 
 def on_end(state: ServerState, now: float) -> ServerState:
@@ -166,12 +176,12 @@ def _due_by(state: ServerState, latest: float) -> ServerState:
     late = {
         node_id: replace(node, due=latest)
         for node_id, node in state.nodes.items()
-        if node.status is Status.SHUT and node.due > latest
+        if node.status is Status.QUARANTINED and node.due > latest
     }
     return replace(state, nodes={**state.nodes, **late}) if late else state
 
 
-def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> ServerState:
+def _accept(state: ServerState, sent: InFlightQuery, update: Update, now: float) -> ServerState:
     node = state.nodes[sent.node_id]
     status, effects = move(node.status, Event.UPDATE)
     if Effect.ACCEPT not in effects:
@@ -182,7 +192,7 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
     tables.buffers.replace(row, update.buffers, count, sent.step, step)
     tables.counters.replace(row, update.counters, count, sent.step, step)
     times, took = node.reply_times, now - sent.sent_at
-    if sent.held <= took:  # else it may have been there for long, and says little of its pace
+    if sent.paused_for <= took:  # else it may have been there for long, and says little of its pace
         times = (*times, took)[-REPLY_TIMES_KEPT:]
     nodes = dict(state.nodes)
     nodes[sent.node_id] = replace(
@@ -190,17 +200,17 @@ def _accept(state: ServerState, sent: Sent, update: Update, now: float) -> Serve
         row=row,
         status=status,
         accepted=count,
-        begun=1 if node.row is None else node.begun + 1,
+        replies_in_row=1 if node.row is None else node.replies_in_row + 1,
         faults=0,
         silences=0,
-        shuts=0,
+        quarantines=0,
         reply_times=times,
         metrics=update.metrics,
         point=sent.point if state.policy.reading.keeps_answered else None,
     )
     staleness = state.staleness + step - sent.step
     state = replace(state, nodes=nodes, accepted=state.accepted + 1, staleness=staleness)
-    due = earliest(state, sent.sent_at, now)
+    due = next_query_time(state, sent.sent_at, now)
     state = replace(state, nodes={**nodes, sent.node_id: replace(nodes[sent.node_id], due=due)})
     return _step(state) if may_step(state) else state
 
@@ -214,7 +224,7 @@ def _step(state: ServerState) -> ServerState:
         direction = direction / divisor
     return replace(
         state,
-        awaited=frozenset(),
+        quorum_pending=frozenset(),
         iterates=state.optimizer.step(state.iterates, direction),
         buffers=tables.buffers.direction() if layout.buffers.size else state.buffers,
         counters=tables.counters.direction() if layout.counters.size else state.counters,
@@ -228,7 +238,7 @@ def _advance(
     node = state.nodes[node_id]
     status, effects = move(node.status, event)
     if Effect.BACK_OFF in effects:
-        node = failed(node, event, reason, state.policy, now)
+        node = after_failure(node, event, reason, state.policy, now)
     state = replace(state, nodes={**state.nodes, node_id: replace(node, status=status)})
     if Effect.COUNT in effects and reason is not None:
         state = _count(state, reason)
@@ -251,10 +261,10 @@ def _drop_row(state: ServerState, row: int) -> ServerState:
 def _too_slow(state: ServerState, now: float) -> frozenset[int]:
     """Founders that have not replied although others did in a small part of the time."""
     first = [node.reply_times[0] for node in state.nodes.values() if node.reply_times]
-    if 2 * len(first) <= len(state.founders):
+    if 2 * len(first) <= len(state.initial_nodes):
         return frozenset()
-    limit = max(LEAST_PATIENCE, PATIENCE * median(first))
-    late = {line.node_id for line in state.book.values() if now - line.sent_at > limit}
+    limit = max(MIN_QUORUM_WAIT, TIMEOUT_FACTOR * median(first))
+    late = {line.node_id for line in state.in_flight.values() if now - line.sent_at > limit}
     return frozenset(node_id for node_id in late if state.nodes[node_id].row is None)
 
 
@@ -265,12 +275,12 @@ def _without_strangers(state: ServerState, here: Collection[int]) -> ServerState
     absent = [
         node_id
         for node_id, node in state.nodes.items()
-        if node.row is None and node_id not in here and node_id not in state.awaited
+        if node.row is None and node_id not in here and node_id not in state.quorum_pending
     ]
     strangers = set(absent[: max(0, len(absent) - MOST_ABSENT)])
     nodes = {node_id: node for node_id, node in state.nodes.items() if node_id not in strangers}
-    book = {key: line for key, line in state.book.items() if line.node_id not in strangers}
-    return replace(state, nodes=nodes, book=book)
+    book = {key: line for key, line in state.in_flight.items() if line.node_id not in strangers}
+    return replace(state, nodes=nodes, in_flight=book)
 
 
 def _count(state: ServerState, reason: Reason) -> ServerState:
@@ -294,6 +304,8 @@ def without_absent(state: ServerState, here: Collection[int]) -> ServerState:
         for node_id, node in kept.items()
     }
     nodes |= {node_id: Node() for node_id in here if node_id not in nodes}
-    book = {key: line for key, line in state.book.items() if line.node_id in nodes}
+    book = {key: line for key, line in state.in_flight.items() if line.node_id in nodes}
     founders = frozenset(here)
-    return replace(state, nodes=nodes, book=book, founders=founders, awaited=founders)
+    return replace(
+        state, nodes=nodes, in_flight=book, initial_nodes=founders, quorum_pending=founders
+    )

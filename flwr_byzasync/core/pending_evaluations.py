@@ -7,7 +7,7 @@ from flwr_byzasync.core.metrics import Metrics
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationRequest:
     """A question that may still be answered.
 
     Parameters
@@ -20,11 +20,11 @@ class Question:
 
     server_round: int
     node_id: int
-    since: float
+    sent_at: float
 
 
 @dataclass(frozen=True)
-class Questions:
+class PendingEvaluations:
     """All that are under way; a run that goes on goes on with them.
 
     Parameters
@@ -39,8 +39,8 @@ class Questions:
         When answers were looked for last.
     """
 
-    asked: Mapping[str, Question] = field(default_factory=dict)
-    heard: Mapping[int, tuple[Metrics, ...]] = field(default_factory=dict)
-    able: frozenset[int] = frozenset()
-    unable: frozenset[int] = frozenset()
-    looked: float = float("-inf")
+    requests: Mapping[str, EvaluationRequest] = field(default_factory=dict)
+    answers: Mapping[int, tuple[Metrics, ...]] = field(default_factory=dict)
+    evaluators: frozenset[int] = frozenset()
+    non_evaluators: frozenset[int] = frozenset()
+    polled_at: float = float("-inf")

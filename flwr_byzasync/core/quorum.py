@@ -13,19 +13,19 @@ def quorum(state: ServerState) -> int:
     """
     if state.policy.min_nodes is not None:
         return state.policy.min_nodes
-    away = (Status.LOST, Status.SHUT)
-    awaited = [state.nodes[node_id] for node_id in state.awaited]
+    away = (Status.LOST, Status.QUARANTINED)
+    awaited = [state.nodes[node_id] for node_id in state.quorum_pending]
     hoped_for = [
         node
         for node in awaited
         if node.row is not None or not (node.status in away or node.faults or node.silences)
     ]
-    return max(len(hoped_for), len(state.founders) // 2 + 1)
+    return max(len(hoped_for), len(state.initial_nodes) // 2 + 1)
 
 
 def may_step(state: ServerState) -> bool:
     """Whether an accepted reply makes a step: `quorum` for the first one, then unless `paused`."""
-    if state.awaited:
+    if state.quorum_pending:
         return len(state.tables.parameters) >= quorum(state)
     return not paused(state)
 
@@ -38,18 +38,18 @@ def paused(state: ServerState) -> bool:
     nobody gains weight, and a round lasts until the pause is over.
     """
     policy = state.policy
-    if policy.below_min_nodes == "continue" or state.awaited:
+    if policy.below_min_nodes == "continue" or state.quorum_pending:
         return False
-    enough = policy.min_nodes or len(state.founders) // 2 + 1
-    return sum(answers(node, policy) for node in state.nodes.values()) < enough
+    enough = policy.min_nodes or len(state.initial_nodes) // 2 + 1
+    return sum(is_responsive(node, policy) for node in state.nodes.values()) < enough
 
 
-def answers(node: Node, policy: Policy) -> bool:
+def is_responsive(node: Node, policy: Policy) -> bool:
     """Whether a node has a row, is there, and has replied to what it was asked last."""
-    there = node.row is not None and node.status in (Status.IDLE, Status.ASKED)
+    there = node.row is not None and node.status in (Status.IDLE, Status.QUERIED)
     return there and node.silences == 0 and node.faults < policy.shut_after
 
 
-def all_shut(state: ServerState) -> bool:
+def all_quarantined(state: ServerState) -> bool:
     """Whether every node is shut."""
-    return {node.status for node in state.nodes.values()} == {Status.SHUT}
+    return {node.status for node in state.nodes.values()} == {Status.QUARANTINED}

@@ -41,7 +41,7 @@ class Update:
     buffers: Tensor
     counters: Tensor
     metrics: Metrics = field(default_factory=dict)
-    before: Tensor | None = None
+    previous: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Sent:
+class InFlightQuery:
     """One line of the book: a message that was sent and may still be answered.
 
     Parameters
@@ -84,15 +84,19 @@ class Sent:
     sent_at: float
     limit: float
     overdue: bool = False
-    held: float = 0.0
+    paused_for: float = 0.0
     point: Tensor | None = None
-    before: bool = False
-    jump: Tensor | None = None
+    with_previous: bool = False
+    model_shift: Tensor | None = None
 
     @property
-    def followed(self) -> Tensor | None:
+    def shifted_point(self) -> Tensor | None:
         """The point, moved as the server's x was by others than training."""
-        return self.point if self.point is None or self.jump is None else self.point + self.jump
+        return (
+            self.point
+            if self.point is None or self.model_shift is None
+            else self.point + self.model_shift
+        )
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,14 @@ class Node:
     accepted: int = 0
     faults: int = 0
     silences: int = 0
-    shuts: int = 0
+    quarantines: int = 0
     reply_times: tuple[float, ...] = ()
     metrics: Metrics = field(default_factory=dict)
-    begun: int = 0
+    replies_in_row: int = 0
     point: Tensor | None = None
 
     @property
-    def before(self) -> Tensor | None:
+    def previous_point(self) -> Tensor | None:
         """The point of its last query, if its row began there."""
         return None if self.row is None else self.point
 
@@ -173,17 +177,17 @@ class ServerState:
     iterates: Iterates
     buffers: Tensor
     counters: Tensor
-    founders: frozenset[int] = frozenset()
-    awaited: frozenset[int] = frozenset()
+    initial_nodes: frozenset[int] = frozenset()
+    quorum_pending: frozenset[int] = frozenset()
     nodes: Mapping[int, Node] = field(default_factory=dict)
-    book: Mapping[str, Sent] = field(default_factory=dict)
-    queries: int = 0
+    in_flight: Mapping[str, InFlightQuery] = field(default_factory=dict)
+    next_query_id: int = 0
     accepted: int = 0
     staleness: int = 0
     reasons: Mapping[Reason, int] = field(default_factory=dict)
 
 
-def begin(
+def initial_state(
     tensors: Mapping[str, Tensor],
     buffers: Collection[str],
     aggregator: Aggregator,

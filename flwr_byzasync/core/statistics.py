@@ -37,14 +37,14 @@ class Statistics:
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     steps: int = 0
     mean_staleness: float = 0.0
-    former: int = 0
+    departed_replies: int = 0
     weights: Mapping[int, float] = field(default_factory=dict)
-    gave_up: str = ""
+    stop_reason: str = ""
 
     @property
     def accepted(self) -> int:
         """Accepted replies of all nodes."""
-        return self.former + sum(self.replies.values())
+        return self.departed_replies + sum(self.replies.values())
 
     @property
     def rejected(self) -> int:
@@ -54,7 +54,7 @@ class Statistics:
     def share(self, node_ids: set[int]) -> float:
         """Return the share of all accepted replies that some nodes made, in [0, 1]."""
         held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
-        total = self.accepted - self.former
+        total = self.accepted - self.departed_replies
         return held / total if total else 0.0
 
 
@@ -66,9 +66,9 @@ def statistics(state: ServerState, gave_up: str = "") -> Statistics:
         reasons=MappingProxyType(dict(state.reasons)),
         steps=state.iterates.step,
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
-        former=state.accepted - sum(replies.values()),
+        departed_replies=state.accepted - sum(replies.values()),
         weights=MappingProxyType(_shares(state)),
-        gave_up=gave_up,
+        stop_reason=gave_up,
     )
 
 
@@ -84,14 +84,14 @@ def _weights(state: ServerState) -> dict[int, float]:
     return {key: weights[node.row] for key, node in state.nodes.items() if node.row is not None}
 
 
-def heard(state: ServerState) -> list[tuple[Metrics, float]]:
+def last_metrics(state: ServerState) -> list[tuple[Metrics, float]]:
     """Return what each node that has a row reported last, and what its row weighs."""
     held = _weights(state)
     return [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
 
 
 @dataclass(frozen=True)
-class Mark:
+class RoundStart:
     """What had been reached when a round began.
 
     Parameters
@@ -107,6 +107,6 @@ class Mark:
     staleness: int = 0
 
 
-def mark(state: ServerState, now: float) -> Mark:
+def round_start(state: ServerState, now: float) -> RoundStart:
     """Return what has been reached."""
-    return Mark(now, state.accepted, state.staleness)
+    return RoundStart(now, state.accepted, state.staleness)

@@ -8,13 +8,13 @@ from flwr_byzasync.core.state import Node, ServerState
 from flwr_byzasync.core.transitions import Event
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
 
-PATIENCE = 10.0
+TIMEOUT_FACTOR = 10.0
 """A node is late once it takes this many times as long as usual,"""
-LEAST_PATIENCE = 60.0
+MIN_QUORUM_WAIT = 60.0
 """and at least these seconds: its process may have to start anew."""
-FIRST_WAIT = 1.0
+INITIAL_BACKOFF = 1.0
 """Seconds before a node of unknown pace is asked again after a fault."""
-MOST_DOUBLINGS = 6
+MAX_DOUBLINGS = 6
 """A wait grows to 64 times its first length at most, or a node could be lost for days."""
 
 
@@ -27,11 +27,11 @@ def time_limit(node: Node, policy: Policy) -> float:
     """
     if not node.reply_times:
         return policy.reply_timeout
-    usual = PATIENCE * median(node.reply_times)
+    usual = TIMEOUT_FACTOR * median(node.reply_times)
     return min(policy.reply_timeout, max(policy.min_reply_timeout, usual))
 
 
-def earliest(state: ServerState, sent_at: float, now: float) -> float:
+def next_query_time(state: ServerState, sent_at: float, now: float) -> float:
     """Return when a node that has just replied may be asked again, in seconds of the clock.
 
     At once without `max_pace`; else no sooner after its last query than what the median node
@@ -49,7 +49,7 @@ def earliest(state: ServerState, sent_at: float, now: float) -> float:
     most = state.policy.max_pace
     if most is None:
         return now
-    waits = {line.node_id: now - line.sent_at for line in state.book.values()}
+    waits = {line.node_id: now - line.sent_at for line in state.in_flight.values()}
     times = [
         median(node.reply_times) if node.reply_times else waits[node_id]
         for node_id, node in state.nodes.items()
@@ -59,7 +59,9 @@ def earliest(state: ServerState, sent_at: float, now: float) -> float:
     return max(now, sent_at + median(times) / most) if times else now
 
 
-def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now: float) -> Node:
+def after_failure(
+    node: Node, event: Event, reason: Reason | None, policy: Policy, now: float
+) -> Node:
     """Return a node after a failure: counted once, here alone, and due after a wait.
 
     A fault that is not the client's doing counts as a silence; a query that could not be sent
@@ -81,8 +83,8 @@ def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now:
     if event is Event.SILENT or (event is Event.FAULT and reason in NOT_ITS_DOING):
         node = replace(node, silences=node.silences + 1)
     elif event is not Event.UNSENT:
-        shuts = node.shuts + (event is Event.LAST_FAULT)
-        node = replace(node, faults=node.faults + 1, shuts=shuts)
+        shuts = node.quarantines + (event is Event.LAST_FAULT)
+        node = replace(node, faults=node.faults + 1, quarantines=shuts)
     return replace(node, due=now + _wait(node, event, policy))
 
 
@@ -93,15 +95,15 @@ def _wait(node: Node, event: Event, policy: Policy) -> float:
     64 times `reply_timeout`: asking anew strikes the old message out, so a node slower than
     that would never be heard.
     """
-    longest = policy.reply_timeout * 2.0**MOST_DOUBLINGS
+    longest = policy.reply_timeout * 2.0**MAX_DOUBLINGS
     if event is Event.SILENT:
         return min(_doubled(time_limit(node, policy), node.silences, 64), longest)
     if event is Event.LAST_FAULT:
-        return _doubled(policy.reply_timeout, node.shuts)
-    pace = median(node.reply_times) if node.reply_times else FIRST_WAIT
+        return _doubled(policy.reply_timeout, node.quarantines)
+    pace = median(node.reply_times) if node.reply_times else INITIAL_BACKOFF
     return _doubled(pace, node.faults + node.silences)
 
 
-def _doubled(first: float, times: int, most: int = MOST_DOUBLINGS) -> float:
+def _doubled(first: float, times: int, most: int = MAX_DOUBLINGS) -> float:
     """Return the wait after `times` failures in a row, the first one included."""
     return float(first * 2.0 ** min(max(times - 1, 0), most))

@@ -13,9 +13,9 @@ class Status(Enum):
     """What the server knows of a node."""
 
     IDLE = "nothing is in flight; it is asked as soon as it is due"
-    ASKED = "it has a query and owes a reply"
+    QUERIED = "it has a query and owes a reply"
     LOST = "it did not reply in time or left; a late reply still counts"
-    SHUT = "too many faults in a row; it is asked once more after a long wait"
+    QUARANTINED = "too many faults in a row; it is asked once more after a long wait"
 
 
 class Event(Enum):
@@ -43,26 +43,26 @@ Move = tuple[Status, tuple[Effect, ...]]
 
 TRANSITIONS: Mapping[tuple[Status, Event], Move] = MappingProxyType(
     {
-        (Status.IDLE, Event.READY): (Status.ASKED, ()),
+        (Status.IDLE, Event.READY): (Status.QUERIED, ()),
         (Status.IDLE, Event.UNSENT): (Status.IDLE, (Effect.COUNT, Effect.BACK_OFF)),
         (Status.IDLE, Event.GONE): (Status.LOST, (Effect.RETIRE,)),
-        (Status.ASKED, Event.UPDATE): (Status.IDLE, (Effect.ACCEPT,)),
-        (Status.ASKED, Event.FAULT): (Status.IDLE, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.ASKED, Event.LAST_FAULT): (Status.SHUT, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.ASKED, Event.SILENT): (
+        (Status.QUERIED, Event.UPDATE): (Status.IDLE, (Effect.ACCEPT,)),
+        (Status.QUERIED, Event.FAULT): (Status.IDLE, (Effect.COUNT, Effect.BACK_OFF)),
+        (Status.QUERIED, Event.LAST_FAULT): (Status.QUARANTINED, (Effect.COUNT, Effect.BACK_OFF)),
+        (Status.QUERIED, Event.SILENT): (
             Status.LOST,
             (Effect.COUNT, Effect.BACK_OFF, Effect.RETIRE),
         ),
-        (Status.ASKED, Event.GONE): (Status.LOST, (Effect.COUNT, Effect.RETIRE)),
-        (Status.LOST, Event.READY): (Status.ASKED, ()),
+        (Status.QUERIED, Event.GONE): (Status.LOST, (Effect.COUNT, Effect.RETIRE)),
+        (Status.LOST, Event.READY): (Status.QUERIED, ()),
         (Status.LOST, Event.UNSENT): (Status.LOST, (Effect.COUNT, Effect.BACK_OFF)),
         (Status.LOST, Event.UPDATE): (Status.IDLE, (Effect.ACCEPT,)),
         # What a lost node owed was counted when it was lost.
         (Status.LOST, Event.FAULT): (Status.LOST, ()),
         # The way back. Its faults stay counted: the next one is the last, a usable reply clears.
-        (Status.SHUT, Event.READY): (Status.ASKED, ()),
-        (Status.SHUT, Event.UNSENT): (Status.SHUT, (Effect.COUNT, Effect.BACK_OFF)),
-        (Status.SHUT, Event.GONE): (Status.SHUT, (Effect.RETIRE,)),
+        (Status.QUARANTINED, Event.READY): (Status.QUERIED, ()),
+        (Status.QUARANTINED, Event.UNSENT): (Status.QUARANTINED, (Effect.COUNT, Effect.BACK_OFF)),
+        (Status.QUARANTINED, Event.GONE): (Status.QUARANTINED, (Effect.RETIRE,)),
     }
 )
 

@@ -10,24 +10,24 @@ from flwr.serverapp import Grid
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync.core.events import (
     due_nodes,
-    on_all_shut,
+    on_all_quarantined,
     on_clock,
     on_connected,
     on_sent,
     on_standstill,
     on_unsent,
 )
-from flwr_byzasync.core.quorum import all_shut, paused, quorum
+from flwr_byzasync.core.quorum import all_quarantined, paused, quorum
 from flwr_byzasync.core.state import Rejected
 from flwr_byzasync.errors import Reason
-from flwr_byzasync.server.endpoint import Session
-from flwr_byzasync.server.poller import Pulls
+from flwr_byzasync.server.endpoint import Endpoint
+from flwr_byzasync.server.poller import ReplyPoller
 
 logger = getLogger("flwr")
 
-NOTICE = 1.0
+SIGNAL_POLL_SECONDS = 1.0
 """Seconds within which a signal is noticed, however seldom the network is looked at."""
-STANDSTILL = 60.0
+CLOCK_JUMP_SECONDS = 60.0
 """Seconds by which a wait must have been too long for everything to have stood still."""
 
 
@@ -61,7 +61,7 @@ class ArrivalLoop:
 
     def __init__(
         self,
-        session: Session,
+        session: Endpoint,
         grid: Grid,
         config: Mapping[str, object],
         timeout: float,
@@ -74,19 +74,19 @@ class ArrivalLoop:
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
         self._between = between
-        self._pulls = pulls_of(grid)
+        self._pulls = poller_of(grid)
         self._round = 1
         self._network_fails = False
 
     def wait_for_nodes(self, wanted: int) -> bool:
         """Wait until `wanted` nodes are connected; False, and an error in the log, if in vain."""
         said, deadline = -1, self._clock() + self._timeout
-        while len(self.look_who_is_there()) < wanted:
+        while len(self.refresh_nodes()) < wanted:
             if said != len(self.connected):
                 said = len(self.connected)
                 logger.info("Waiting for nodes: %d of %d are connected.", said, wanted)
             if self._clock() >= deadline:
-                self.session.gave_up = f"{said} of {wanted} nodes connected in time"
+                self.session.stop_reason = f"{said} of {wanted} nodes connected in time"
                 logger.error(
                     "Only %d of %d nodes connected within timeout=%g seconds: start more nodes, "
                     "or pass a smaller min_available_nodes or min_nodes.",
@@ -104,10 +104,10 @@ class ArrivalLoop:
         away = set(known).difference(self.connected)
         if away:
             logger.info("Waiting %g seconds for %d nodes to come back.", seconds, len(away))
-        while away.difference(self.look_who_is_there()) and self._clock() < deadline:
+        while away.difference(self.refresh_nodes()) and self._clock() < deadline:
             self._sleep(min(1.0, 10 * self._poll_interval))
 
-    def play_round(self, server_round: int, target: int) -> bool:
+    def run_round(self, server_round: int, target: int) -> bool:
         """Take replies in until `target` are accepted in all.
 
         The first round lasts until the first step, however many replies that takes; so does the
@@ -122,26 +122,26 @@ class ArrivalLoop:
         """
         session, self._round = self.session, server_round
         deadline = self._clock() + self._timeout
-        while session.state.accepted < target or session.state.awaited:
+        while session.state.accepted < target or session.state.quorum_pending:
             before = session.state.accepted
-            here = self.look_who_is_there()
+            here = self.refresh_nodes()
             session.state = on_clock(on_connected(session.state, here), self._clock())
-            self._ask_due()
-            arrived = self._take_in(target)
-            session.state = on_all_shut(session.state, self._clock())
+            self._dispatch_due()
+            arrived = self._collect_replies(target)
+            session.state = on_all_quarantined(session.state, self._clock())
             if session.out_of_range:
                 self._log_end("a step left the range of the model's numbers and was taken back")
                 return False
-            if session.state.accepted > before and not session.state.awaited:
+            if session.state.accepted > before and not session.state.quorum_pending:
                 deadline = self._clock() + self._timeout
             elif self._clock() >= deadline or self._nobody_comes_back(deadline):
                 self._log_end(self._what_is_missing())
                 return False
             if not arrived:
-                deadline += self.rest()
+                deadline += self.poll_wait()
         return True
 
-    def rest(self) -> float:
+    def poll_wait(self) -> float:
         """Wait as long as between two looks at the network, a signal's notice at most.
 
         Returns
@@ -153,34 +153,34 @@ class ArrivalLoop:
         left, lost = self._poll_interval, 0.0
         while left > 0:
             self._between()
-            pause, began = min(left, NOTICE), self._clock()
+            pause, began = min(left, SIGNAL_POLL_SECONDS), self._clock()
             self._sleep(pause)
             left, lost = left - pause, lost + (self._clock() - began - pause)
-        if lost < STANDSTILL:
+        if lost < CLOCK_JUMP_SECONDS:
             return 0.0
         logger.warning("The run stood still for %.0f seconds: time limits are moved.", lost)
         self.session.state = on_standstill(self.session.state, lost)
         return lost
 
-    def _take_in(self, target: int) -> bool:
+    def _collect_replies(self, target: int) -> bool:
         """Pull every message that may be answered; True if one was."""
         session, arrived = self.session, False
-        self._pulls.begin_pass(session.state.book)
-        for message_id, line in list(session.state.book.items()):
+        self._pulls.begin_pass(session.state.in_flight)
+        for message_id, line in list(session.state.in_flight.items()):
             for reply in self._pull(message_id, line.node_id)[:1]:
                 session.receive(message_id, reply)
                 arrived = True
                 # A run that goes on from here looks at its clock first: so does this one.
                 session.state = on_clock(session.state, self._clock())
                 # The node that replied is sent its next query before anything else happens.
-                self._ask_due()
+                self._dispatch_due()
                 self._between()
-            done = session.state.accepted >= target and not session.state.awaited
+            done = session.state.accepted >= target and not session.state.quorum_pending
             if done or session.out_of_range:
                 break
         return arrived
 
-    def look_who_is_there(self) -> tuple[int, ...]:
+    def refresh_nodes(self) -> tuple[int, ...]:
         """Return the connected nodes; the last known ones while the network fails."""
         try:
             self.connected = tuple(self._grid.get_node_ids())
@@ -188,10 +188,10 @@ class ArrivalLoop:
             self._log_network(error)
         return self.connected
 
-    def _ask_due(self) -> None:
+    def _dispatch_due(self) -> None:
         session = self.session
         for node_id in due_nodes(session.state, self.connected, self._clock()):
-            query = session.state.queries
+            query = session.state.next_query_id
             message = session.query(node_id, query, self._round, self._config)
             try:
                 sent = [key for key in self._grid.push_messages([message]) if key]
@@ -199,9 +199,9 @@ class ArrivalLoop:
                 self._log_network(error)
                 sent = []
             now = self._clock()
-            if sent and sent[0] in session.state.book:
+            if sent and sent[0] in session.state.in_flight:
                 # An id that is given again: the message that had it in another run is gone.
-                session.settle(sent[0], Rejected(Reason.LOST))
+                session.apply(sent[0], Rejected(Reason.LOST))
             if sent:
                 session.state = on_sent(session.state, node_id, str(sent[0]), query, now)
             else:
@@ -215,7 +215,7 @@ class ArrivalLoop:
         time limit passes.
         """
         try:
-            replies = self._pulls.look(message_id, node_id)
+            replies = self._pulls.poll(message_id, node_id)
         except Exception as error:
             self._log_network(error)
             return []
@@ -227,7 +227,7 @@ class ArrivalLoop:
     def _nobody_comes_back(self, deadline: float) -> bool:
         """Whether every node is shut for longer than the run waits, or from the start on."""
         state = self.session.state
-        if not all_shut(state):
+        if not all_quarantined(state):
             return False
         return state.accepted == 0 or min(node.due for node in state.nodes.values()) >= deadline
 
@@ -239,16 +239,16 @@ class ArrivalLoop:
 
     def _what_is_missing(self) -> str:
         state = self.session.state
-        if all_shut(state):
+        if all_quarantined(state):
             return "every connected node is shut after too many faults"
-        if state.awaited or not state.founders:
+        if state.quorum_pending or not state.initial_nodes:
             return f"the first step was not made within timeout={self._timeout:g} seconds"
         held = ", and below_min_nodes='wait' waits for more nodes" if paused(state) else ""
         return f"no reply was accepted for timeout={self._timeout:g} seconds{held}"
 
     def _log_end(self, why: str) -> None:
         session, state = self.session, self.session.state
-        session.gave_up = why
+        session.stop_reason = why
         logger.error(
             "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
             "%d have replied, and the first step needs %d; rejected replies: %s%s.",
@@ -264,11 +264,11 @@ class ArrivalLoop:
         )
 
 
-def pulls_of(grid: Grid) -> Pulls[Message]:
+def poller_of(grid: Grid) -> ReplyPoller[Message]:
     """Return what pulls replies off a grid, one message at a time."""
 
     def replies(message_id: str) -> list[Message]:
         return list(grid.pull_messages([message_id]))
 
     # A grid with a clock of its own computes where it is called: nothing there can hang.
-    return Pulls(replies, threads=clock_of(grid)[0] is time.monotonic)
+    return ReplyPoller(replies, threads=clock_of(grid)[0] is time.monotonic)

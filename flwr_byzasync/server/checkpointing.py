@@ -14,14 +14,14 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.checkpoints.snapshot import Position, check_identity, dump, load
 from flwr_byzasync.core.events import on_standstill
 from flwr_byzasync.core.state import Rejected
-from flwr_byzasync.core.statistics import mark
+from flwr_byzasync.core.statistics import round_start
 from flwr_byzasync.errors import ConfigError, Reason
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 
 logger = getLogger("flwr")
 
 
-class Logbook:
+class CheckpointManager:
     """The position of one run, its metrics, and its checkpoints.
 
     Parameters
@@ -40,7 +40,7 @@ class Logbook:
 
     def __init__(
         self,
-        session: Session,
+        session: Endpoint,
         result: Result,
         checkpoints: Checkpoints | None,
         identity: Mapping[str, str],
@@ -49,7 +49,7 @@ class Logbook:
         self._session, self._result, self.checkpoints = session, result, checkpoints
         self._identity, self._run_id = identity, run_id
         now = session.clock()
-        self.position = Position(now, 0.0, 1, 0, mark(session.state, now), run_id=run_id)
+        self.position = Position(now, 0.0, 1, 0, round_start(session.state, now), run_id=run_id)
         self._began = self._written = now
         self._history: list[str] = []
         self._saved = self._reached
@@ -58,15 +58,15 @@ class Logbook:
         """Return the seconds since the run began, in all its processes."""
         return now - self._began
 
-    def note(self, **changes: Any) -> None:
+    def update_position(self, **changes: Any) -> None:
         """Change the position."""
         self.position = replace(self.position, **changes)
 
-    def begin(self) -> None:
+    def reset_timer(self) -> None:
         """Have the time to the next checkpoint begin now."""
         self._written = self._session.clock()
 
-    def tell(self, where: str, server_round: int, metrics: MetricRecord) -> None:
+    def record_metrics(self, where: str, server_round: int, metrics: MetricRecord) -> None:
         """Put metrics into the result's field of that name, and into the history."""
         getattr(self._result, where)[server_round] = metrics
         if self.checkpoints is not None:
@@ -119,10 +119,10 @@ class Logbook:
         if self.position.run_id != self._run_id:
             # A SuperLink refuses to be asked for another run's messages, where it still has
             # them, with an error that looks like a fault of the network.
-            for message_id in list(session.state.book):
-                session.settle(message_id, Rejected(Reason.LOST))
-            questions = replace(self.position.questions, asked={})
-            self.note(run_id=self._run_id, questions=questions)
+            for message_id in list(session.state.in_flight):
+                session.apply(message_id, Rejected(Reason.LOST))
+            questions = replace(self.position.evaluations, requests={})
+            self.update_position(run_id=self._run_id, evaluations=questions)
         self._result.arrays = session.arrays()
         self._history = self.position.history.splitlines(keepends=True)
         lines = [json.loads(line) for line in self._history]
@@ -133,7 +133,7 @@ class Logbook:
     # --- writing ------------------------------------------------------------------------------
 
     @property
-    def late(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Whether it is time to write between two replies."""
         every = None if self.checkpoints is None else self.checkpoints.every_seconds
         return every is not None and self._session.clock() - self._written >= every
@@ -144,7 +144,7 @@ class Logbook:
         return every is not None and server_round % every == 0
 
     @property
-    def behind(self) -> bool:
+    def has_unsaved(self) -> bool:
         """Whether replies or rounds would be lost if the process died now."""
         return self._saved != self._reached
 
@@ -155,7 +155,7 @@ class Logbook:
         none: the checkpoints before are worth more.
         """
         session = self._session
-        if self.checkpoints is None or session.out_of_range or session.torn:
+        if self.checkpoints is None or session.out_of_range or session.inconsistent:
             return
         began = self._written = session.clock()
         try:
@@ -177,7 +177,7 @@ class Logbook:
 
     def _document(self) -> tuple[dict[str, Any], dict[str, Any]]:
         now, history = self._session.clock(), "".join(self._history)
-        self.note(now=now, elapsed=self.elapsed_at(now), history=history)
+        self.update_position(now=now, elapsed=self.elapsed_at(now), history=history)
         return dump(self._session.state, self.position, self._identity)
 
     def _state_can_be_written(self) -> None:

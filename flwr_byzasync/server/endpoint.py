@@ -9,23 +9,23 @@ from flwr.app import ArrayRecord, Message, MessageType
 
 from flwr_byzasync.core.contribution import Reading
 from flwr_byzasync.core.events import on_reply
-from flwr_byzasync.core.layout import Layout, has_norm
-from flwr_byzasync.core.state import Rejected, Sent, ServerState, Update
+from flwr_byzasync.core.layout import Layout, norm_within_limit
+from flwr_byzasync.core.state import InFlightQuery, Rejected, ServerState, Update
 from flwr_byzasync.core.transitions import Status
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.wire.arrays import tensors_of
-from flwr_byzasync.wire.keys import COUNT, PAYLOAD, QUERY, ROUND, Wire
+from flwr_byzasync.wire.keys import COUNT, PAYLOAD, QUERY, ROUND, MessageFormat
 from flwr_byzasync.wire.queries import encode_query, model_record
 from flwr_byzasync.wire.replies import decode_reply
 
 logger = getLogger("flwr")
 
-MOST_LINES = 1000
+MAX_LOG_LINES = 1000
 """Nodes' faults that are logged one by one: who comes under ever new ids may not fill a disk."""
 
 
 @dataclass
-class Session:
+class Endpoint:
     """The state of one run, and the way of one message in and out.
 
     Parameters
@@ -51,15 +51,15 @@ class Session:
     """
 
     state: ServerState
-    wire: Wire
+    wire: MessageFormat
     device: torch.device
     clock: Callable[[], float]
     last_fault: str = ""
     out_of_range: bool = False
-    torn: bool = False
-    gave_up: str = ""
-    _lines: int = 0
-    _told: set[tuple[int, Reason]] = field(default_factory=set)
+    inconsistent: bool = False
+    stop_reason: str = ""
+    _log_lines: int = 0
+    _logged: set[tuple[int, Reason]] = field(default_factory=set)
 
     def query(
         self, node_id: int, query: int, server_round: int, config: Mapping[str, object]
@@ -81,7 +81,7 @@ class Session:
             state.counters,
             {**config, **own},
             wire,
-            node.before,
+            node.previous_point,
         )
         return Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN)
 
@@ -96,19 +96,19 @@ class Session:
         reply : Message
             As it came off the network.
         """
-        sent = self.state.book.get(message_id)
+        sent = self.state.in_flight.get(message_id)
         if sent is None:
             content: Update | Rejected = Rejected(Reason.UNSOLICITED)
         else:
             content = self._row(sent, self._decoded(sent, reply))
-        self.settle(message_id, content)
+        self.apply(message_id, content)
 
-    def settle(self, message_id: str, content: Update | Rejected) -> None:
+    def apply(self, message_id: str, content: Update | Rejected) -> None:
         """Carry out what a message's reply was worth."""
-        sent, before = self.state.book.get(message_id), self.state.iterates
-        self.torn = True
+        sent, before = self.state.in_flight.get(message_id), self.state.iterates
+        self.inconsistent = True
         self.state = on_reply(self.state, message_id, content, self.clock())
-        self.torn = False
+        self.inconsistent = False
         if self.state.iterates is not before and not self._in_range():
             self.state = replace(self.state, iterates=before)
             self._log_out_of_range()
@@ -117,13 +117,13 @@ class Session:
 
     def _in_range(self) -> bool:
         """Whether the model is finite as nodes are sent it: in half precision much less is."""
-        return has_norm(self.state.layout.parameters.as_sent(self.state.iterates.x))
+        return norm_within_limit(self.state.layout.parameters.as_sent(self.state.iterates.x))
 
-    def _decoded(self, sent: Sent, reply: Message) -> Update | Rejected:
+    def _decoded(self, sent: InFlightQuery, reply: Message) -> Update | Rejected:
         layout = self.state.layout
-        return decode_reply(reply, layout, self.device, sent.query, self.wire, sent.before)
+        return decode_reply(reply, layout, self.device, sent.query, self.wire, sent.with_previous)
 
-    def _row(self, sent: Sent, content: Update | Rejected) -> Update | Rejected:
+    def _row(self, sent: InFlightQuery, content: Update | Rejected) -> Update | Rejected:
         """Turn what a reply holds into its node's row."""
         reading = self.state.policy.reading
         if isinstance(content, Rejected) or reading == Reading():
@@ -133,18 +133,20 @@ class Session:
         row = None if node.row is None else rows[node.row]
         # Of a model in half precision a node is sent the rounded values.
         given = None if sent.point is None else self.state.layout.parameters.as_sent(sent.point)
-        followed = sent.followed
-        vector = reading.row(content.vector, content.before, given, followed, row, node.begun)
-        if not has_norm(vector):
+        followed = sent.shifted_point
+        vector = reading.row(
+            content.vector, content.previous, given, followed, row, node.replies_in_row
+        )
+        if not norm_within_limit(vector):
             return Rejected(Reason.OVERFLOW)
-        return replace(content, vector=vector, before=None)
+        return replace(content, vector=vector, previous=None)
 
     def arrays(self) -> ArrayRecord:
         """Return the whole model at the query point, in the user's order."""
         state = self.state
         return model_record(state.layout, state.iterates.x, state.buffers, state.counters)
 
-    def adopt(self, arrays: ArrayRecord) -> None:
+    def replace_model(self, arrays: ArrayRecord) -> None:
         """Take over a model that somebody changed: w moves as far as x does.
 
         So does whatever is compared with x, or training would take the change back.
@@ -166,19 +168,21 @@ class Session:
         x = layout.parameters.flatten(tensors, self.device)
         w = state.iterates.w + (x - state.iterates.x)
         buffers = layout.buffers.flatten(tensors, self.device)
-        if not (has_norm(x) and has_norm(w) and has_norm(buffers)):
+        if not (norm_within_limit(x) and norm_within_limit(w) and norm_within_limit(buffers)):
             raise ConfigError("arrays", "NaN or infinity", "finite", "leave the model finite")
-        book, share = state.book, state.policy.reading.delay_compensation
+        book, share = state.in_flight, state.policy.reading.delay_compensation
         if share:
             jump = x - state.iterates.x
             state.tables.parameters.shift(-share * jump)
             book = {
-                key: replace(line, jump=jump if line.jump is None else line.jump + jump)
+                key: replace(
+                    line, model_shift=jump if line.model_shift is None else line.model_shift + jump
+                )
                 for key, line in book.items()
             }
         self.state = replace(
             state,
-            book=book,
+            in_flight=book,
             iterates=replace(state.iterates, x=x, w=w),
             buffers=buffers,
             counters=layout.counters.flatten(tensors, self.device),
@@ -196,18 +200,18 @@ class Session:
         """Log a node's first fault of each kind, and that it is given up: a liar may not flood."""
         detail = f" ({rejected.detail})" if rejected.detail else ""
         self.last_fault = rejected.reason.value + detail
-        if (node_id, rejected.reason) not in self._told:
-            if len(self._told) >= len(Reason) * len(self.state.nodes):
+        if (node_id, rejected.reason) not in self._logged:
+            if len(self._logged) >= len(Reason) * len(self.state.nodes):
                 # Nodes that come under ever new ids are forgotten here, too.
-                self._told = {told for told in self._told if told[0] in self.state.nodes}
-            self._told.add((node_id, rejected.reason))
-            self._lines += 1
-            level = WARNING if self._lines <= MOST_LINES else DEBUG
+                self._logged = {told for told in self._logged if told[0] in self.state.nodes}
+            self._logged.add((node_id, rejected.reason))
+            self._log_lines += 1
+            level = WARNING if self._log_lines <= MAX_LOG_LINES else DEBUG
             logger.log(level, "Reply of node %d not used: %s.", node_id, self.last_fault)
-            if self._lines == MOST_LINES:
+            if self._log_lines == MAX_LOG_LINES:
                 logger.warning("More nodes whose replies are not used are counted in silence.")
         node = self.state.nodes[node_id]
-        if node.status is Status.SHUT:
+        if node.status is Status.QUARANTINED:
             logger.warning(
                 "Node %d is left alone for long: %d faults in a row.", node_id, node.faults
             )

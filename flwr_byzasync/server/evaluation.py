@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 
 from flwr_byzasync._checks import check_integer, check_number, plain_numbers
 from flwr_byzasync.core.metrics import Metrics
-from flwr_byzasync.core.pending_evaluations import Question, Questions
+from flwr_byzasync.core.pending_evaluations import EvaluationRequest, PendingEvaluations
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregated
-from flwr_byzasync.server.poller import Pulls
-from flwr_byzasync.wire.keys import ROUND, Wire
+from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregate_metrics
+from flwr_byzasync.server.poller import ReplyPoller
+from flwr_byzasync.wire.keys import ROUND, MessageFormat
 from flwr_byzasync.wire.replies import lost_on_the_way, metrics_of
 
 logger = getLogger("flwr")
@@ -45,7 +45,7 @@ class EvaluationSettings:
     """
 
     fraction: float = 0.0
-    least: int = 2
+    min_nodes: int = 2
     function: MetricsFn | None = None
 
     def __post_init__(self) -> None:
@@ -53,18 +53,18 @@ class EvaluationSettings:
         fix = "pass for example fraction_evaluate=0.5, or 0.0 for no evaluation by nodes"
         check_number("fraction_evaluate", self.fraction, low=0, high=1, fix=fix)
         fix = "pass for example min_evaluate_nodes=2"
-        check_integer("min_evaluate_nodes", self.least, low=0, fix=fix)
+        check_integer("min_evaluate_nodes", self.min_nodes, low=0, fix=fix)
         if self.function is not None and not callable(self.function):
             legal, fix = "a function, or None for the weighted median", "leave it out"
             raise ConfigError("evaluate_metrics_aggr_fn", self.function, legal, fix)
 
-    def questions(
+    def requests(
         self,
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
         connected: Collection[int],
-        wire: Wire,
+        wire: MessageFormat,
         busy: Collection[int] = (),
     ) -> list[Message]:
         """Return the messages of one round's evaluation, to nodes drawn by its number.
@@ -83,7 +83,7 @@ class EvaluationSettings:
             How messages look.
         """
         here = list(connected)
-        count = max(int(len(here) * self.fraction), self.least)
+        count = max(int(len(here) * self.fraction), self.min_nodes)
         if not self.fraction or count > len(here):
             return []
         chosen = random.Random(server_round).sample(here, count)
@@ -102,7 +102,7 @@ class EvaluationSettings:
         Every node counts once: what it says of its number of examples is not believed.
         """
         heard = [(metrics, 1.0) for metrics in told if metrics is not None]
-        return aggregated(heard, self.function)
+        return aggregate_metrics(heard, self.function)
 
 
 @dataclass
@@ -136,29 +136,29 @@ class Evaluations:
     settings: EvaluationSettings
     grid: Grid
     config: ConfigRecord
-    wire: Wire
+    wire: MessageFormat
     clock: Callable[[], float]
-    limit: float
+    timeout: float
     report: Callable[[int, MetricRecord], None]
-    pulls: Pulls[Message]
-    every: float = 0.1
-    questions: Questions = field(default_factory=Questions)
+    pulls: ReplyPoller[Message]
+    poll_interval: float = 0.1
+    pending: PendingEvaluations = field(default_factory=PendingEvaluations)
     _warned: bool = False
 
-    def begin(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
+    def start(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
         """Ask some nodes how good the model is after a round.
 
         A node whose first answer was no metrics is not asked again: it has no evaluate function,
         or lies, and then it costs nobody else a question.
         """
-        under_way = self.questions
-        if server_round in under_way.heard:
+        under_way = self.pending
+        if server_round in under_way.answers:
             return  # it was asked before the run was gone on with
-        owed = Counter(question.node_id for question in under_way.asked.values())
+        owed = Counter(question.node_id for question in under_way.requests.values())
         busy = [node_id for node_id, answers in owed.items() if answers >= MOST_OWED]
-        able = [node_id for node_id in connected if node_id not in under_way.unable]
-        asked = dict(under_way.asked)
-        for message in self.settings.questions(
+        able = [node_id for node_id in connected if node_id not in under_way.non_evaluators]
+        asked = dict(under_way.requests)
+        for message in self.settings.requests(
             server_round, arrays, self.config, able, self.wire, busy
         ):
             try:
@@ -167,60 +167,62 @@ class Evaluations:
                 continue
             if sent:
                 node_id = message.metadata.dst_node_id
-                asked[str(sent[0])] = Question(server_round, node_id, self.clock())
-        if len(asked) > len(under_way.asked):
-            heard = {**under_way.heard, server_round: ()}
-            self.questions = replace(under_way, asked=asked, heard=heard)
+                asked[str(sent[0])] = EvaluationRequest(server_round, node_id, self.clock())
+        if len(asked) > len(under_way.requests):
+            heard = {**under_way.answers, server_round: ()}
+            self.pending = replace(under_way, requests=asked, answers=heard)
 
-    def take_in(self, connected: Collection[int]) -> None:
+    def poll(self, connected: Collection[int]) -> None:
         """Take in the answers that are there; whoever left or is late is not waited for."""
-        if not self.under_way or self.clock() < self.questions.looked + self.every:
+        if not self.in_progress or self.clock() < self.pending.polled_at + self.poll_interval:
             return
-        self.questions = replace(self.questions, looked=self.clock())
-        self.pulls.begin_pass(self.questions.asked)
-        for message_id, question in self.questions.asked.items():
+        self.pending = replace(self.pending, polled_at=self.clock())
+        self.pulls.begin_pass(self.pending.requests)
+        for message_id, question in self.pending.requests.items():
             try:
-                replies = self.pulls.look(message_id, question.node_id) or []
+                replies = self.pulls.poll(message_id, question.node_id) or []
             except Exception:
                 replies = []
-            late = self.clock() - question.since > self.limit
+            late = self.clock() - question.sent_at > self.timeout
             if replies or late or question.node_id not in connected:
                 self._strike_out(message_id)
             for reply in replies[:1]:
                 self._hear(question, reply)
-        waited_for = {question.server_round for question in self.questions.asked.values()}
-        for server_round in self.questions.heard:
+        waited_for = {question.server_round for question in self.pending.requests.values()}
+        for server_round in self.pending.answers:
             if server_round not in waited_for:
                 self._close(server_round)
 
     @property
-    def under_way(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether the answers about some round are not complete."""
-        return bool(self.questions.heard)
+        return bool(self.pending.answers)
 
     def _strike_out(self, message_id: str) -> None:
-        asked = {key: line for key, line in self.questions.asked.items() if key != message_id}
-        self.questions = replace(self.questions, asked=asked)
+        asked = {key: line for key, line in self.pending.requests.items() if key != message_id}
+        self.pending = replace(self.pending, requests=asked)
 
-    def _hear(self, question: Question, reply: Message) -> None:
-        questions, node_id, told = self.questions, question.node_id, metrics_of(reply)
+    def _hear(self, question: EvaluationRequest, reply: Message) -> None:
+        questions, node_id, told = self.pending, question.node_id, metrics_of(reply)
         if told is not None:
-            answers = (*questions.heard[question.server_round], told)
-            heard = {**questions.heard, question.server_round: answers}
-            self.questions = replace(questions, heard=heard, able=questions.able | {node_id})
-        elif node_id not in questions.able and not lost_on_the_way(reply):
-            self.questions = replace(questions, unable=questions.unable | {node_id})
+            answers = (*questions.answers[question.server_round], told)
+            heard = {**questions.answers, question.server_round: answers}
+            self.pending = replace(
+                questions, answers=heard, evaluators=questions.evaluators | {node_id}
+            )
+        elif node_id not in questions.evaluators and not lost_on_the_way(reply):
+            self.pending = replace(questions, non_evaluators=questions.non_evaluators | {node_id})
 
     def _close(self, server_round: int) -> None:
-        questions = self.questions
-        told = questions.heard[server_round]
-        heard = {key: answers for key, answers in questions.heard.items() if key != server_round}
-        self.questions = replace(questions, heard=heard)
+        questions = self.pending
+        told = questions.answers[server_round]
+        heard = {key: answers for key, answers in questions.answers.items() if key != server_round}
+        self.pending = replace(questions, answers=heard)
         metrics, used = self.settings.result(told), len(told)
         if metrics is not None:
             logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, used, dict(metrics))
             self.report(server_round, metrics)
-        elif questions.unable and not questions.able and not self._warned:
+        elif questions.non_evaluators and not questions.evaluators and not self._warned:
             self._warned = True
             logger.warning(
                 "No node could evaluate the model in round %d: those asked are not asked again. "

@@ -15,7 +15,7 @@ CLAIMED = "num-examples"
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
-def aggregated(
+def aggregate_metrics(
     heard: Sequence[tuple[Metrics, float]], function: MetricsFn | None
 ) -> MetricRecord | None:
     """Return the metrics of several nodes as one record.

@@ -10,14 +10,14 @@ from typing import Generic, TypeVar
 
 Reply = TypeVar("Reply")
 
-PATIENCE = 1.0
+PASS_TIMEOUT = 1.0
 """Seconds that one pass over the book waits for its pulls, in all."""
-MOST_OF_A_NODE = 3
+MAX_HANGING_PULLS = 3
 """Pulls of one node that may hang at once, so that threads are few however often it is asked.
 Beyond that its messages are not pulled until one of them ends; no other node notices."""
 
 
-class Pulls(Generic[Reply]):
+class ReplyPoller(Generic[Reply]):
     """Pulls the replies to messages; one that takes long is looked for again in later passes.
 
     A SuperLink announces a reply once its node has promised it, and Flower's pull then waits for
@@ -52,14 +52,14 @@ class Pulls(Generic[Reply]):
 
     def begin_pass(self, book: Container[str]) -> None:
         """Have patience again, and forget what came of messages that are struck out of the book."""
-        self._patience = PATIENCE
+        self._patience = PASS_TIMEOUT
         self._running = {
             message_id: (node_id, pulled)
             for message_id, (node_id, pulled) in self._running.items()
             if message_id in book or not pulled.done()
         }
 
-    def look(self, message_id: str, node_id: int) -> list[Reply] | None:
+    def poll(self, message_id: str, node_id: int) -> list[Reply] | None:
         """Return the replies to a message to a node, or None while the pull goes on.
 
         Raises
@@ -70,7 +70,7 @@ class Pulls(Generic[Reply]):
         if not self._threads:
             return self._pull(message_id)
         if message_id not in self._running:
-            if self._hanging(node_id) >= MOST_OF_A_NODE:
+            if self._hanging(node_id) >= MAX_HANGING_PULLS:
                 return None
             self._begin(message_id, node_id)
         _, pulled = self._running[message_id]

@@ -13,16 +13,16 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.core.events import due_nodes, on_connected, on_sent, on_unsent
 from flwr_byzasync.core.layout import statistics_of
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Rejected, begin
-from flwr_byzasync.core.statistics import heard
+from flwr_byzasync.core.state import Rejected, initial_state
+from flwr_byzasync.core.statistics import last_metrics
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.optimizers import Optimizer
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.server.evaluation import EvaluationSettings
-from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregated
+from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregate_metrics
 from flwr_byzasync.weights import WeightPolicy
 from flwr_byzasync.wire.arrays import tensors_of
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from flwr_byzasync.wire.replies import metrics_of
 
 
@@ -44,11 +44,11 @@ class RoundHooks(Strategy):
     checkpoints: Checkpoints | None
     evaluation: EvaluationSettings
     train_metrics_aggr_fn: MetricsFn | None
-    _wire: Wire
+    _wire: MessageFormat
     _clock: Callable[[], float] | None
 
     def __init__(self) -> None:
-        self._session: Session | None = None
+        self._session: Endpoint | None = None
         self._arrivals = False
         self._handed_out: list[tuple[int, int, Message]] = []
         self._returned: dict[str, bytes] = {}
@@ -75,12 +75,12 @@ class RoundHooks(Strategy):
         if session is None or server_round == 1:
             session = self._begin(arrays, grid)
         elif _bytes(arrays) != self._returned:
-            session.adopt(arrays)
+            session.replace_model(arrays)
         connected = tuple(grid.get_node_ids())
         session.state = on_connected(session.state, connected)
         self._handed_out = []
         for node_id in due_nodes(session.state, connected, session.clock(), at_once=True):
-            query = session.state.queries + len(self._handed_out)
+            query = session.state.next_query_id + len(self._handed_out)
             message = session.query(node_id, query, server_round, dict(config))
             self._handed_out.append((node_id, query, message))
         return [message for _, _, message in self._handed_out]
@@ -101,7 +101,7 @@ class RoundHooks(Strategy):
             return None, None
         if not self._arrivals:
             self._receive(session, replies)
-        metrics = aggregated(heard(session.state), self.train_metrics_aggr_fn)
+        metrics = aggregate_metrics(last_metrics(session.state), self.train_metrics_aggr_fn)
         arrays = session.arrays()
         self._returned = _bytes(arrays)
         return arrays, metrics
@@ -111,7 +111,7 @@ class RoundHooks(Strategy):
     ) -> Iterable[Message]:
         """Make the questions to some of the connected nodes, by `fraction_evaluate`."""
         connected = tuple(grid.get_node_ids()) if self.evaluation.fraction else ()
-        return self.evaluation.questions(server_round, arrays, config, connected, self._wire)
+        return self.evaluation.requests(server_round, arrays, config, connected, self._wire)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -128,10 +128,10 @@ class RoundHooks(Strategy):
         if arrays is None:
             return session.arrays(), metrics
         if _bytes(arrays) != self._returned:
-            session.adopt(arrays)
+            session.replace_model(arrays)
         return arrays, metrics
 
-    def _receive(self, session: Session, replies: Iterable[Message]) -> None:
+    def _receive(self, session: Endpoint, replies: Iterable[Message]) -> None:
         now = session.clock()
         for node_id, query, message in self._handed_out:
             message_id = message.metadata.message_id
@@ -142,15 +142,15 @@ class RoundHooks(Strategy):
         self._handed_out = []
         for reply in replies:
             session.receive(reply.metadata.reply_to_message_id, reply)
-        for message_id in list(session.state.book):
-            session.settle(message_id, Rejected(Reason.EXPIRED))
+        for message_id in list(session.state.in_flight):
+            session.apply(message_id, Rejected(Reason.EXPIRED))
 
-    def _begin(self, initial_arrays: ArrayRecord, grid: Grid) -> Session:
+    def _begin(self, initial_arrays: ArrayRecord, grid: Grid) -> Endpoint:
         if not isinstance(initial_arrays, ArrayRecord):
             fix = "pass for example ArrayRecord(model.state_dict())"
             raise ConfigError("initial_arrays", type(initial_arrays), "an ArrayRecord", fix)
         tensors = tensors_of(initial_arrays)
-        state = begin(
+        state = initial_state(
             tensors,
             statistics_of(tensors) if self.buffers is None else self.buffers,
             self.aggregator,
@@ -160,7 +160,7 @@ class RoundHooks(Strategy):
             self.weights,
         )
         clock = self._clock or clock_of(grid)[0]
-        self._session = Session(state, self._wire, self.device, clock)
+        self._session = Endpoint(state, self._wire, self.device, clock)
         return self._session
 
 

@@ -12,12 +12,12 @@ from flwr.serverapp.strategy import Result
 
 from flwr_byzasync.core.events import on_end, on_standstill, without_absent
 from flwr_byzasync.core.state import ServerState
-from flwr_byzasync.core.statistics import Mark, mark
+from flwr_byzasync.core.statistics import RoundStart, round_start
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.server.arrival_loop import ArrivalLoop
-from flwr_byzasync.server.checkpointing import Logbook
+from flwr_byzasync.server.checkpointing import CheckpointManager
 from flwr_byzasync.server.early_stopping import EarlyStop
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.server.evaluation import Evaluations
 from flwr_byzasync.server.signals import Signals
 
@@ -72,11 +72,11 @@ class Training:
 
     def __init__(
         self,
-        session: Session,
+        session: Endpoint,
         result: Result,
         num_rounds: int,
         end: RoundEnd,
-        logbook: Logbook,
+        logbook: CheckpointManager,
     ) -> None:
         self._session, self._result, self._num_rounds = session, result, num_rounds
         self._end, self._logbook = end, logbook
@@ -84,7 +84,7 @@ class Training:
         self._loop: ArrivalLoop | None = None
         self._evaluations: Evaluations | None = None
 
-    def play(
+    def run(
         self, loop: ArrivalLoop, evaluations: Evaluations, wanted: int, size: int | None
     ) -> None:
         """Play what is left of the run, with `size` accepted replies in a round.
@@ -101,39 +101,41 @@ class Training:
             None: as many as nodes are connected at the start.
         """
         self._loop, self._evaluations, log = loop, evaluations, self._logbook
-        evaluations.questions = log.position.questions
+        evaluations.pending = log.position.evaluations
         fresh = log.position.size == 0
         if fresh:
             self._evaluate(0)
-        over = log.position.server_round > self._num_rounds or self._far_enough()
+        over = log.position.server_round > self._num_rounds or self._should_stop()
         if not over:
-            if not self._gather(wanted):
+            if not self._wait_for_nodes(wanted):
                 return
-            log.note(size=size or log.position.size or len(loop.connected))
+            log.update_position(size=size or log.position.size or len(loop.connected))
             if fresh:
-                log.note(mark=mark(self._session.state, self._session.clock()))
-            log.begin()
+                log.update_position(
+                    round_start=round_start(self._session.state, self._session.clock())
+                )
+            log.reset_timer()
         # Without checkpoints a signal is nobody's business here.
-        with self._signals if log.checkpoints else nullcontext(), self._nothing_lost():
+        with self._signals if log.checkpoints else nullcontext(), self._checkpoint_on_error():
             while not over:
                 over = not self._play_round(loop) or log.position.server_round > self._num_rounds
-            if evaluations.under_way:
+            if evaluations.in_progress:
                 self._wait_for_evaluations(loop, evaluations)
                 self._write()
 
     def on_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
         """Take note of what nodes found that a round's model is worth."""
         told = self._result.evaluate_metrics_clientapp
-        self._logbook.tell("evaluate_metrics_clientapp", server_round, metrics)
+        self._logbook.record_metrics("evaluate_metrics_clientapp", server_round, metrics)
         # Flower shows them in this order, and a slow node's round may end after the next one.
         for later in sorted(key for key in told if key > server_round):
             told[later] = told.pop(later)
 
-    def between(self) -> None:
+    def on_idle(self) -> None:
         """Write the run down if it is time to, or a signal is waiting, which then goes on."""
         if self._evaluations is not None and self._loop is not None:
-            self._evaluations.take_in(self._loop.connected)
-        if self._logbook.late or self._signals.pending:
+            self._evaluations.poll(self._loop.connected)
+        if self._logbook.checkpoint_due or self._signals.pending:
             self._write()
         self._signals.hand_on()
 
@@ -141,53 +143,57 @@ class Training:
         """Play one round; False if it was the last one that there is to play."""
         session, position = self._session, self._logbook.position
         done = position.server_round
-        complete = loop.play_round(done, position.mark.accepted + position.size)
+        complete = loop.run_round(done, position.round_start.accepted + position.size)
         enough = complete and self._finish_round(loop, done)
         if not complete:
             self._result.arrays = session.arrays()
             session.state = on_end(session.state, session.clock())
         if not complete or enough or done == self._num_rounds or self._logbook.due_after(done):
             self._write()
-        self.between()
+        self.on_idle()
         return complete and not enough
 
     def _finish_round(self, loop: ArrivalLoop, done: int) -> bool:
         """Evaluate, tell and log a complete round; return whether it may be the last."""
         session, position, end = self._session, self._logbook.position, self._end
-        with self._nobody_is_late():
+        with self._clock_paused():
             self._result.arrays, metrics = end.aggregate(done)
         if metrics:
-            self._logbook.tell("train_metrics_clientapp", done, metrics)
+            self._logbook.record_metrics("train_metrics_clientapp", done, metrics)
         central = self._evaluate(done)
         if self._evaluations is not None:
-            self._evaluations.begin(done, self._result.arrays, loop.connected)
+            self._evaluations.start(done, self._result.arrays, loop.connected)
         now = session.clock()
-        line = round_line(done, self._num_rounds, position.mark, session.state, central, now)
+        line = format_round(
+            done, self._num_rounds, position.round_start, session.state, central, now
+        )
         logger.info("%s", line)
         if end.callback is not None:
-            with self._nobody_is_late():
+            with self._clock_paused():
                 end.callback(done, self._result.arrays, central)
-        self._logbook.note(server_round=done + 1, mark=mark(session.state, session.clock()))
-        return self._far_enough()
+        self._logbook.update_position(
+            server_round=done + 1, round_start=round_start(session.state, session.clock())
+        )
+        return self._should_stop()
 
-    def _far_enough(self) -> bool:
+    def _should_stop(self) -> bool:
         """Whether the last finished round was the last one; a run that goes on asks it again."""
         stop, done = self._end.early_stop, self._logbook.position.server_round - 1
         if stop is None or done == 0:
             return False
-        elapsed = self._logbook.elapsed_at(self._logbook.position.mark.at)
+        elapsed = self._logbook.elapsed_at(self._logbook.position.round_start.at)
         enough = stop.reached(self._result.evaluate_metrics_serverapp.get(done), elapsed)
         if enough:
             logger.info("The run ends after round %d: %s.", done, enough)
         return enough is not None
 
     def _wait_for_evaluations(self, loop: ArrivalLoop, evaluations: Evaluations) -> None:
-        while evaluations.under_way:
-            loop.rest()
-            loop.look_who_is_there()
-            self.between()
+        while evaluations.in_progress:
+            loop.poll_wait()
+            loop.refresh_nodes()
+            self.on_idle()
 
-    def _gather(self, wanted: int) -> bool:
+    def _wait_for_nodes(self, wanted: int) -> bool:
         """Wait for nodes; where a run goes on among others, forget those that are not there.
 
         If all that were connected are there again, it is the world that the run knew, and what
@@ -195,13 +201,13 @@ class Training:
         """
         loop, before = self._loop, set(self._logbook.position.connected)
         assert loop is not None
-        if before and before <= set(loop.look_who_is_there()):
+        if before and before <= set(loop.refresh_nodes()):
             return True
         if not loop.wait_for_nodes(wanted):
             return False
         if before & set(loop.connected):
             # The nodes that the run knew come back, one by one as nodes do.
-            with self._nobody_is_late():
+            with self._clock_paused():
                 loop.wait_for_return(before, RETURN_SECONDS)
         session, here = self._session, loop.connected
         if session.state.nodes and not (before and before <= set(here)):
@@ -213,10 +219,10 @@ class Training:
     def _evaluate(self, server_round: int) -> MetricRecord | None:
         if self._end.evaluate_fn is None:
             return None
-        with self._nobody_is_late():
+        with self._clock_paused():
             metrics = _checked(self._end.evaluate_fn(server_round, self._result.arrays))
         if metrics is not None:
-            self._logbook.tell("evaluate_metrics_serverapp", server_round, metrics)
+            self._logbook.record_metrics("evaluate_metrics_serverapp", server_round, metrics)
             self._tell_if_never_stopped_by(metrics)
         return metrics
 
@@ -229,14 +235,14 @@ class Training:
             self._warned = True
 
     @contextmanager
-    def _nobody_is_late(self) -> Iterator[None]:
+    def _clock_paused(self) -> Iterator[None]:
         """Do something for as long as it takes: replies that come meanwhile are in time."""
         session, began = self._session, self._session.clock()
         yield
         session.state = on_standstill(session.state, session.clock() - began)
 
     @contextmanager
-    def _nothing_lost(self) -> Iterator[None]:
+    def _checkpoint_on_error(self) -> Iterator[None]:
         """Write down what an exception would lose: of `evaluate_fn`, or of a run that is stopped.
 
         Not for a second signal: it is not kept waiting.
@@ -244,15 +250,15 @@ class Training:
         try:
             yield
         except BaseException:
-            if self._logbook.behind and not self._signals.pressing:
+            if self._logbook.has_unsaved and not self._signals.pressing:
                 self._write()
             raise
 
     def _write(self) -> None:
         connected = self._loop.connected if self._loop is not None else ()
         if self._evaluations is not None:
-            self._logbook.note(questions=self._evaluations.questions)
-        self._logbook.note(connected=connected or self._logbook.position.connected)
+            self._logbook.update_position(evaluations=self._evaluations.pending)
+        self._logbook.update_position(connected=connected or self._logbook.position.connected)
         self._logbook.write()
 
 
@@ -268,10 +274,10 @@ def _checked(metrics: Any) -> MetricRecord | None:
         raise ConfigError("evaluate_fn", metrics, legal, fix) from error
 
 
-def round_line(
+def format_round(
     server_round: int,
     num_rounds: int,
-    since: Mark,
+    since: RoundStart,
     state: ServerState,
     metrics: Mapping[str, object] | None,
     now: float,

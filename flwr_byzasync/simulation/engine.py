@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.simulation.federation import Duration, Scene
+from flwr_byzasync.simulation.federation import Duration, Scenario
 
-LEAST = 1e-3
+MIN_REPLY_SECONDS = 1e-3
 """Seconds that a reply takes at least: in no time at all, a liar could answer for ever."""
-TICK = 1.0
+SECONDS_PER_ARRIVAL = 1.0
 """Seconds of the virtual clock between two arrivals of an arrival process."""
 
 
 @dataclass
-class NodeWorld:
+class SimulatedNode:
     """A node as it stands.
 
     Parameters
@@ -41,16 +41,16 @@ class NodeWorld:
     """
 
     online: bool = True
-    listed: bool = True
-    missed_at: float = math.inf
+    registered: bool = True
+    heartbeat_deadline: float = math.inf
     free_at: float = 0.0
     messages: int = 0
-    life: int = 0
+    incarnation: int = 0
     states: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass
-class Flight:
+class Delivery:
     """A message that was sent and whose reply was not yet pulled.
 
     Parameters
@@ -77,13 +77,13 @@ class Flight:
     expires: float
     fetched: float = math.inf
     arrives: float = math.inf
-    life: int = 0
+    incarnation: int = 0
     lost: bool = False
     reply: Any = None
 
 
 @dataclass
-class World:
+class EngineState:
     """All that changes while a `VirtualGrid` runs.
 
     Parameters
@@ -100,8 +100,8 @@ class World:
         Messages sent, turns and arrivals of the arrival process, events scheduled.
     """
 
-    nodes: list[NodeWorld]
-    flights: dict[str, Flight] = field(default_factory=dict)
+    nodes: list[SimulatedNode]
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     events: list[tuple[float, int, str, int]] = field(default_factory=list)
     now: float = 0.0
     sent: int = 0
@@ -110,44 +110,44 @@ class World:
     order: int = 0
 
 
-def begin(scene: Scene) -> World:
+def initial_engine_state(scene: Scenario) -> EngineState:
     """Return the world at time 0: a node is absent if the first thing it does is to join."""
-    world = World([NodeWorld() for _ in scene.nodes])
-    first = {line.node: line.what for line in sorted(scene.churn, key=lambda x: x.at)[::-1]}
+    world = EngineState([SimulatedNode() for _ in scene.nodes])
+    first = {line.node: line.kind for line in sorted(scene.churn, key=lambda x: x.at)[::-1]}
     for partition, what in first.items():
         node = world.nodes[partition]
-        node.online = node.listed = what != "join"
+        node.online = node.registered = what != "join"
     for line in scene.churn:
-        _schedule(world, line.at, line.what, line.node)
-    happen(world, scene, 0.0)
+        _schedule(world, line.at, line.kind, line.node)
+    advance_to(world, scene, 0.0)
     return world
 
 
 def send(
-    world: World, scene: Scene, message_id: str, query: object, partition: int, ttl: float
+    world: EngineState, scene: Scenario, message_id: str, query: object, partition: int, ttl: float
 ) -> None:
     """Send a message to a node; one that is away finds it when it comes."""
     node = world.nodes[partition]
-    flight = Flight(query, partition, node.messages, world.now + ttl)
+    flight = Delivery(query, partition, node.messages, world.now + ttl)
     node.messages += 1
-    world.flights[message_id] = flight
+    world.deliveries[message_id] = flight
     if node.online:
         _fetch(world, scene, flight)
 
 
-def next_event(world: World, scene: Scene) -> float:
+def next_event(world: EngineState, scene: Scenario) -> float:
     """Return when the next thing happens, or infinity."""
     times = [world.events[0][0]] if world.events else []
     if scene.arrivals is not None and _waiting(world):
-        times.append((world.ticks + 1) * TICK)
+        times.append((world.ticks + 1) * SECONDS_PER_ARRIVAL)
     return max(min(times, default=math.inf), world.now)
 
 
-def happen(world: World, scene: Scene, until: float) -> None:
+def advance_to(world: EngineState, scene: Scenario, until: float) -> None:
     """Let everything happen up to a time, and make it the present."""
     while True:
         event = world.events[0][0] if world.events else math.inf
-        tick = (world.ticks + 1) * TICK if scene.arrivals is not None else math.inf
+        tick = (world.ticks + 1) * SECONDS_PER_ARRIVAL if scene.arrivals is not None else math.inf
         if min(event, tick) > until:
             break
         if event <= tick:
@@ -159,15 +159,15 @@ def happen(world: World, scene: Scene, until: float) -> None:
     world.now = until
 
 
-def unfinished(world: World, flight: Flight) -> list[Flight]:
+def pending_before(world: EngineState, flight: Delivery) -> list[Delivery]:
     """Return the messages whose replies a node computes up to this one's: in turn, this one last.
 
     Those that it never fetched in time, or lost, are not among them.
     """
     return [
         other
-        for other in world.flights.values()
-        if (other.node, other.life) == (flight.node, flight.life)
+        for other in world.deliveries.values()
+        if (other.node, other.incarnation) == (flight.node, flight.incarnation)
         and other.number <= flight.number
         and other.fetched < min(other.expires, math.inf)
         and not other.lost
@@ -175,10 +175,10 @@ def unfinished(world: World, flight: Flight) -> list[Flight]:
     ]
 
 
-def _fetch(world: World, scene: Scene, flight: Flight) -> None:
+def _fetch(world: EngineState, scene: Scenario, flight: Delivery) -> None:
     """Hand a message to its node; without an arrival process its times are known then."""
     node, settings = world.nodes[flight.node], scene.nodes[flight.node]
-    flight.life = node.life
+    flight.incarnation = node.incarnation
     if scene.arrivals is not None:
         flight.fetched = world.now
         return
@@ -193,24 +193,24 @@ def _fetch(world: World, scene: Scene, flight: Flight) -> None:
         return
     flight.fetched = fetched
     node.free_at = flight.fetched + compute
-    flight.arrives = max(node.free_at + back, world.now + LEAST)
+    flight.arrives = max(node.free_at + back, world.now + MIN_REPLY_SECONDS)
     _schedule(world, flight.arrives, "arrive", flight.node)
 
 
-def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
+def _come_or_go(world: EngineState, scene: Scenario, what: str, partition: int) -> None:
     node = world.nodes[partition]
-    mine = [flight for flight in world.flights.values() if flight.node == partition]
+    mine = [flight for flight in world.deliveries.values() if flight.node == partition]
     if what == "join":
-        node.online, node.listed, node.missed_at = True, True, math.inf
-        node.free_at, node.life = world.now, node.life + 1
-        asked_for = {flight.life for flight in mine if flight.arrives <= world.now}
+        node.online, node.registered, node.heartbeat_deadline = True, True, math.inf
+        node.free_at, node.incarnation = world.now, node.incarnation + 1
+        asked_for = {flight.incarnation for flight in mine if flight.arrives <= world.now}
         node.states = {life: kept for life, kept in node.states.items() if life in asked_for}
         for flight in mine:
             if flight.fetched == math.inf:
                 _fetch(world, scene, flight)
     elif what == "missed":
         # A node that came back, and perhaps crashed again, is not missed for the first time's sake.
-        node.listed = node.listed and world.now < node.missed_at
+        node.registered = node.registered and world.now < node.heartbeat_deadline
     elif what in ("leave", "crash"):
         for flight in mine:
             # What the node had not yet fetched waits for it at the network.
@@ -218,29 +218,29 @@ def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
                 flight.fetched = flight.arrives = math.inf
             elif flight.arrives > world.now:
                 flight.lost = True
-        node.online, node.listed = False, what == "crash"
+        node.online, node.registered = False, what == "crash"
         if what == "crash":
-            node.missed_at = world.now + scene.heartbeat
-            _schedule(world, node.missed_at, "missed", partition)
+            node.heartbeat_deadline = world.now + scene.heartbeat
+            _schedule(world, node.heartbeat_deadline, "missed", partition)
 
 
-def _waiting(world: World) -> dict[int, Flight]:
+def _waiting(world: EngineState) -> dict[int, Delivery]:
     """Return the oldest message that each node works on, by partition-id."""
-    oldest: dict[int, Flight] = {}
-    for flight in world.flights.values():
+    oldest: dict[int, Delivery] = {}
+    for flight in world.deliveries.values():
         if flight.fetched < math.inf and flight.arrives == math.inf and not flight.lost:
             oldest.setdefault(flight.node, flight)
     return oldest
 
 
-def _let_one_arrive(world: World, scene: Scene) -> None:
+def _let_one_arrive(world: EngineState, scene: Scenario) -> None:
     waiting = _waiting(world)
     if waiting and scene.arrivals is not None:
         waiting[scene.arrivals.next(world.arrivals, tuple(waiting))].arrives = world.now
         world.arrivals += 1
 
 
-def _schedule(world: World, at: float, what: str, partition: int) -> None:
+def _schedule(world: EngineState, at: float, what: str, partition: int) -> None:
     world.order += 1
     heapq.heappush(world.events, (at, world.order, what, partition))
 

@@ -85,16 +85,16 @@ class Churn:
 
     at: float
     node: int
-    what: Literal["join", "leave", "crash"]
+    kind: Literal["join", "leave", "crash"]
 
     def __post_init__(self) -> None:
         check_number("at", self.at, low=0, fix="pass seconds of the virtual clock")
         check_integer("node", self.node, low=0, fix="pass a partition-id")
-        check_choice("what", self.what, EVENTS, fix="pass for example 'leave'")
+        check_choice("what", self.kind, EVENTS, fix="pass for example 'leave'")
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """All that is fixed while a `VirtualGrid` runs.
 
     Parameters
@@ -146,7 +146,7 @@ def _check_script(churn: Sequence[Churn], nodes: int) -> None:
         if line.node >= nodes:
             legal = f"about nodes 0 .. {nodes - 1}"
             raise ConfigError("churn", line, legal, "correct the node, or add nodes")
-        joins = line.what == "join"
+        joins = line.kind == "join"
         if present.get(line.node, not joins) == joins:
             state = "present" if joins else "absent"
             raise ConfigError("churn", line, f"possible: the node is {state} then", "remove it")

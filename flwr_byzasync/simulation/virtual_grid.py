@@ -14,16 +14,16 @@ from flwr_byzasync._checks import check_integer
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.simulation.arrivals import ArrivalProcess
 from flwr_byzasync.simulation.engine import (
-    Flight,
-    World,
-    begin,
-    happen,
+    Delivery,
+    EngineState,
+    advance_to,
+    initial_engine_state,
     next_event,
+    pending_before,
     send,
-    unfinished,
 )
-from flwr_byzasync.simulation.federation import Churn, Scene, VirtualNode
-from flwr_byzasync.wire.flower_compat import ClientAppCallable, post, task
+from flwr_byzasync.simulation.federation import Churn, Scenario, VirtualNode
+from flwr_byzasync.wire.flower_compat import ClientAppCallable, pretend_task, stamp_message
 
 RUN_ID = 1
 SUPERLINK = 1
@@ -111,8 +111,8 @@ class VirtualGrid(Grid):
         if not isinstance(nodes, Sequence):
             nodes = [VirtualNode()] * check_integer("nodes", nodes, low=1, fix="pass a count")
         self._app, self._run_config = app, dict(run_config or {})
-        self._scene = Scene(tuple(nodes), seed, arrivals, tuple(churn), heartbeat)
-        self._world = begin(self._scene)
+        self._scene = Scenario(tuple(nodes), seed, arrivals, tuple(churn), heartbeat)
+        self._world = initial_engine_state(self._scene)
         self._run: Any = SimpleNamespace(run_id=RUN_ID)
         self._task: AbstractContextManager[None] | None = None
 
@@ -121,7 +121,7 @@ class VirtualGrid(Grid):
     def __enter__(self) -> "VirtualGrid":
         if self._task is not None:
             raise RuntimeError("This VirtualGrid's block was entered before and is not left yet.")
-        self._task = task(RUN_ID, SUPERLINK)
+        self._task = pretend_task(RUN_ID, SUPERLINK)
         self._task.__enter__()
         return self
 
@@ -151,17 +151,17 @@ class VirtualGrid(Grid):
         in one by one in the order of their arrival.
         """
         world, scene = self._world, self._scene
-        happen(world, scene, min(world.now + max(seconds, 0.0), next_event(world, scene)))
+        advance_to(world, scene, min(world.now + max(seconds, 0.0), next_event(world, scene)))
 
     def context(self) -> Context:
         """Return a Context for a ServerApp: ``app(grid=grid, context=grid.context())``."""
         return Context(RUN_ID, SUPERLINK, {}, RecordDict(), dict(self._run_config))
 
-    def snapshot(self) -> World:
+    def snapshot(self) -> EngineState:
         """Return a copy of the whole world: time, nodes, their state, messages in flight."""
         return deepcopy(self._world)
 
-    def restore(self, world: World) -> None:
+    def restore(self, world: EngineState) -> None:
         """Go on from a snapshot, of this grid or of one made with the same settings.
 
         Raises
@@ -169,7 +169,7 @@ class VirtualGrid(Grid):
         ConfigError
             If the snapshot is of another number of nodes.
         """
-        if not isinstance(world, World) or len(world.nodes) != len(self._world.nodes):
+        if not isinstance(world, EngineState) or len(world.nodes) != len(self._world.nodes):
             legal = f"a snapshot of a grid with {len(self._world.nodes)} nodes"
             raise ConfigError("world", type(world).__name__, legal, "make the same grid first")
         self._world = deepcopy(world)
@@ -200,7 +200,7 @@ class VirtualGrid(Grid):
         """Return the nodes that the SuperLink believes to be there."""
         self._check_entered()
         listed = zip(self.node_ids, self._world.nodes, strict=True)
-        return [node_id for node_id, node in listed if node.listed]
+        return [node_id for node_id, node in listed if node.registered]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages; those to unknown nodes are left out of the ids returned."""
@@ -211,7 +211,7 @@ class VirtualGrid(Grid):
                 raise ValueError(f"neither a reply nor a message without time to live: {message}")
             message_id = f"m{world.sent}"
             world.sent += 1
-            post(message, message_id, RUN_ID, SUPERLINK)
+            stamp_message(message, message_id, RUN_ID, SUPERLINK)
             partition = message.metadata.dst_node_id - FIRST_NODE_ID
             ttl = message.metadata.ttl
             if 0 <= partition < len(self._world.nodes):
@@ -234,38 +234,38 @@ class VirtualGrid(Grid):
         replies: list[Message] = []
         while True:
             replies += self.pull_messages(waiting)
-            waiting = [message_id for message_id in waiting if message_id in self._world.flights]
+            waiting = [message_id for message_id in waiting if message_id in self._world.deliveries]
             if not waiting or self._world.now >= deadline:
                 return replies
-            expiry = min(self._world.flights[message_id].expires for message_id in waiting)
+            expiry = min(self._world.deliveries[message_id].expires for message_id in waiting)
             until = min(deadline, expiry, next_event(self._world, self._scene))
-            happen(self._world, self._scene, until)
+            advance_to(self._world, self._scene, until)
 
     # --- what a message becomes ---------------------------------------------------------------
 
     def _answer(self, message_id: str) -> Message | None:
-        world, flight = self._world, self._world.flights.get(message_id)
+        world, flight = self._world, self._world.deliveries.get(message_id)
         if flight is None:
             return _error(message_id, UNAVAILABLE, "no such message, or its reply was pulled")
         if world.now >= flight.expires:
             # Its node does not know: it works all the same, and what it remembers stays.
             self._compute_up_to(flight)
-            del world.flights[message_id]
+            del world.deliveries[message_id]
             return _error(message_id, UNAVAILABLE, "the message expired")
         if flight.arrives <= world.now and not flight.lost:
             self._compute_up_to(flight)
-            reply: Message = world.flights.pop(message_id).reply
+            reply: Message = world.deliveries.pop(message_id).reply
             return reply
-        if not world.nodes[flight.node].listed:
-            del world.flights[message_id]
+        if not world.nodes[flight.node].registered:
+            del world.deliveries[message_id]
             return _error(message_id, NODE_GONE, "the node is not connected")
         return None
 
-    def _compute_up_to(self, flight: Flight) -> None:
-        for each in unfinished(self._world, flight):
+    def _compute_up_to(self, flight: Delivery) -> None:
+        for each in pending_before(self._world, flight):
             each.reply = self._compute(each)
 
-    def _compute(self, flight: Flight) -> Message:
+    def _compute(self, flight: Delivery) -> Message:
         node, node_id = self._world.nodes[flight.node], self.node_ids[flight.node]
         own = {"partition-id": flight.node, "num-partitions": len(self._scene.nodes)}
         # Mods must not sleep for an attack's delay: this clock does not see them sleep.
@@ -273,10 +273,10 @@ class VirtualGrid(Grid):
         config = {**given, **own, "virtual-clock": True}
         # Copies, as if they had travelled: a node can neither reach into the server's objects
         # nor keep half of what it changed before it raised.
-        state = deepcopy(node.states.get(flight.life)) or RecordDict()
+        state = deepcopy(node.states.get(flight.incarnation)) or RecordDict()
         context = Context(RUN_ID, node_id, config, state, dict(self._run_config))
         query = deepcopy(flight.query)
-        with task(RUN_ID, node_id):
+        with pretend_task(RUN_ID, node_id):
             try:
                 reply = self._app(query, context)
                 if not isinstance(reply, Message):
@@ -284,7 +284,7 @@ class VirtualGrid(Grid):
                 copied, state = deepcopy(reply), deepcopy(context.state)
             except (Exception, SystemExit) as error:
                 return Message(Error(code=RAISED, reason=_told(error)), reply_to=flight.query)
-        node.states[flight.life] = state
+        node.states[flight.incarnation] = state
         return copied
 
     def _check_entered(self) -> None:
@@ -306,5 +306,5 @@ def _told(error: BaseException) -> str:
 def _error(message_id: str, code: int, reason: str) -> Message:
     """Return an error reply of the SuperLink; of an unknown message only the id is known."""
     query = Message(RecordDict(), dst_node_id=SUPERLINK, message_type="system")
-    post(query, message_id, RUN_ID, SUPERLINK)
+    stamp_message(query, message_id, RUN_ID, SUPERLINK)
     return Message(Error(code=code, reason=reason), reply_to=query)

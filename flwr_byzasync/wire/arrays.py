@@ -22,7 +22,7 @@ MAX_HEADER = 1000
 """Bytes of an array that its header must lie in: NumPy's parser takes 0.1 s for ten thousand."""
 
 
-class RefusalError(Exception):
+class RejectedReplyError(Exception):
     """Carries a Reason out of the decoding."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
@@ -73,7 +73,7 @@ def read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.gen
     """Return a client's arrays as views of what it sent, or raise `RefusalError`."""
     names = tuple(record.keys())
     if names != layout.names:
-        raise RefusalError(Reason.WRONG_NAMES, _difference(names, layout.names))
+        raise RejectedReplyError(Reason.WRONG_NAMES, _difference(names, layout.names))
     return {entry.name: _read_array(record[entry.name], entry) for entry in layout.entries}
 
 
@@ -95,12 +95,12 @@ def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
     expected = np.dtype(str(entry.dtype).removeprefix("torch."))
     if array.dtype != str(expected):
         told = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as the query has it"
-        raise RefusalError(Reason.WRONG_DTYPE, told)
+        raise RejectedReplyError(Reason.WRONG_DTYPE, told)
     if tuple(array.shape) != shape:
         told = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as the query has it"
-        raise RefusalError(Reason.WRONG_SHAPE, told)
+        raise RejectedReplyError(Reason.WRONG_SHAPE, told)
     if array.stype != "numpy.ndarray":
-        raise RefusalError(Reason.UNREADABLE, "not a NumPy array")
+        raise RejectedReplyError(Reason.UNREADABLE, "not a NumPy array")
     header = _header(shape, expected)
     # What every array has that NumPy wrote in C order: nothing to parse, nothing to believe.
     if array.data.startswith(header):
@@ -109,7 +109,9 @@ def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
         fortran, start = _parsed_header(array.data, shape, expected)
     body = memoryview(array.data)[start:]
     if len(body) != expected.itemsize * math.prod(shape):
-        raise RefusalError(Reason.UNREADABLE, "the data is shorter or longer than its header says")
+        raise RejectedReplyError(
+            Reason.UNREADABLE, "the data is shorter or longer than its header says"
+        )
     flat: NDArray[np.generic] = np.frombuffer(body, dtype=expected)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -133,9 +135,9 @@ def _parsed_header(
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         true_shape, fortran, true_dtype = read(stream)
     except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError) as error:
-        raise RefusalError(Reason.UNREADABLE, type(error).__name__) from None
+        raise RejectedReplyError(Reason.UNREADABLE, type(error).__name__) from None
     if true_dtype != dtype:
-        raise RefusalError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
+        raise RejectedReplyError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
     if tuple(true_shape) != shape:
-        raise RefusalError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
+        raise RejectedReplyError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
     return fortran, stream.tell()

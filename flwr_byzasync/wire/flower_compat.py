@@ -12,7 +12,7 @@ Mod = Callable[[Message, Context, ClientAppCallable], Message]
 
 
 @contextmanager
-def task(run_id: int, node_id: int) -> Iterator[None]:
+def pretend_task(run_id: int, node_id: int) -> Iterator[None]:
     """Pretend to be a Flower task of a run on a node, and stop.
 
     Parameters
@@ -39,7 +39,7 @@ def task(run_id: int, node_id: int) -> Iterator[None]:
         _write(identity, names, before)
 
 
-def post(message: Message, message_id: str, run_id: int, src_node_id: int) -> None:
+def stamp_message(message: Message, message_id: str, run_id: int, src_node_id: int) -> None:
     """Write on a message what Flower's own grids write when it is pushed.
 
     Parameters

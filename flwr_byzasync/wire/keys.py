@@ -9,7 +9,7 @@ VECTORS = ("gradient", "momentum")
 MODEL = "model"
 
 BUFFERS = "buffers"
-BEFORE = "arrays-prev"
+PREVIOUS = "arrays-prev"
 """The point of a node's last query, and the gradient there."""
 METRICS = "metrics"
 QUERY = "byz.query"
@@ -19,7 +19,7 @@ ROUND = "server-round"
 
 
 @dataclass(frozen=True)
-class Wire:
+class MessageFormat:
     """How messages look.
 
     Parameters

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flwr_byzasync.core.layout import ModelLayout
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import BEFORE, BUFFERS, Wire
+from flwr_byzasync.wire.keys import BUFFERS, PREVIOUS, MessageFormat
 
 
 def encode_query(
@@ -16,7 +16,7 @@ def encode_query(
     buffers: Tensor,
     counters: Tensor,
     config: Mapping[str, object],
-    wire: Wire,
+    wire: MessageFormat,
     before: Tensor | None = None,
 ) -> RecordDict:
     """Return the content of a query.
@@ -42,7 +42,7 @@ def encode_query(
         if layout.buffers.entries or layout.counters.entries:
             content[BUFFERS] = record_of(_others(layout, buffers, counters))
     if before is not None:
-        content[BEFORE] = record_of(layout.parameters.unflatten(before))
+        content[PREVIOUS] = record_of(layout.parameters.unflatten(before))
     content[wire.configrecord_key] = ConfigRecord(dict(config))  # type: ignore[arg-type]
     return content
 

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_byzasync.core.contribution import PAYLOADS
-from flwr_byzasync.core.layout import Layout, ModelLayout, has_norm
+from flwr_byzasync.core.layout import Layout, ModelLayout, norm_within_limit
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.state import Rejected, Update
 from flwr_byzasync.errors import NOT_ITS_DOING, Reason
-from flwr_byzasync.wire.arrays import RefusalError, read_record
-from flwr_byzasync.wire.keys import BEFORE, BUFFERS, METRICS, PAYLOAD, QUERY, Wire
+from flwr_byzasync.wire.arrays import RejectedReplyError, read_record
+from flwr_byzasync.wire.keys import BUFFERS, METRICS, PAYLOAD, PREVIOUS, QUERY, MessageFormat
 
 MAX_METRICS = 100
 """Metrics of one reply that are looked at, and numbers in one of them; more would only make a log
@@ -35,7 +35,7 @@ def decode_reply(
     layout: ModelLayout,
     device: torch.device,
     query: int,
-    wire: Wire,
+    wire: MessageFormat,
     before: bool = False,
 ) -> Update | Rejected:
     """Return what a reply is worth; never raises, whatever it holds.
@@ -64,7 +64,7 @@ def decode_reply(
         if wire.payload == "model":
             return _model(content, layout, device, wire)
         return _vector(content, layout, device, query, wire, before)
-    except RefusalError as refusal:
+    except RejectedReplyError as refusal:
         return Rejected(refusal.reason, refusal.detail)
     except Exception as error:  # a record that breaks its own class is a client's fault too
         return Rejected(Reason.UNREADABLE, type(error).__name__)
@@ -94,27 +94,27 @@ def _vector(
     layout: ModelLayout,
     device: torch.device,
     query: int,
-    wire: Wire,
+    wire: MessageFormat,
     before: bool,
 ) -> Update:
     """Read the reply of a client of ours."""
     config = content.get(wire.configrecord_key)
     if not isinstance(config, ConfigRecord):
         told = "no ConfigRecord echoes the query: for a client that returns weights pass "
-        raise RefusalError(Reason.MISSING_RECORD, told + "payload='model' to the strategy")
+        raise RejectedReplyError(Reason.MISSING_RECORD, told + "payload='model' to the strategy")
     _check_payload(config, wire)
     if type(config.get(QUERY)) is not int or config[QUERY] != query:
-        raise RefusalError(Reason.WRONG_QUERY)
+        raise RejectedReplyError(Reason.WRONG_QUERY)
     wanted = {wire.arrayrecord_key: layout.parameters}
     others = Layout((*layout.buffers.entries, *layout.counters.entries))
     wanted |= {BUFFERS: others} if others.entries else {}
-    wanted |= {BEFORE: layout.parameters} if before else {}
+    wanted |= {PREVIOUS: layout.parameters} if before else {}
     arrays = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
     for key in wanted:
         if key not in arrays:
-            raise RefusalError(Reason.MISSING_RECORD, f"no ArrayRecord {key!r}")
+            raise RejectedReplyError(Reason.MISSING_RECORD, f"no ArrayRecord {key!r}")
     if len(arrays) > len(wanted):
-        raise RefusalError(Reason.EXTRA_RECORD)
+        raise RejectedReplyError(Reason.EXTRA_RECORD)
     parts = {key: read_record(arrays[key], wanted[key]) for key in wanted}
     rest = parts.get(BUFFERS, {})
     return Update(
@@ -122,20 +122,24 @@ def _vector(
         _flat(rest, layout.buffers).to(device),
         _flat(rest, layout.counters).to(device),
         _metrics(content.get(METRICS)),
-        _flat(parts[BEFORE], layout.parameters).to(device) if before else None,
+        _flat(parts[PREVIOUS], layout.parameters).to(device) if before else None,
     )
 
 
-def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire: Wire) -> Update:
+def _model(
+    content: RecordDict, layout: ModelLayout, device: torch.device, wire: MessageFormat
+) -> Update:
     """Read the reply of a client that knows nothing of us: a model, and metrics by any name."""
     config = content.get(wire.configrecord_key)
     if isinstance(config, ConfigRecord):
         _check_payload(config, wire)
     arrays = list(content.array_records.values())
     if not arrays:
-        raise RefusalError(Reason.MISSING_RECORD, "no ArrayRecord with the model's weights")
+        raise RejectedReplyError(Reason.MISSING_RECORD, "no ArrayRecord with the model's weights")
     if len(arrays) > 1:
-        raise RefusalError(Reason.EXTRA_RECORD, "one ArrayRecord, the whole model, is expected")
+        raise RejectedReplyError(
+            Reason.EXTRA_RECORD, "one ArrayRecord, the whole model, is expected"
+        )
     whole = read_record(arrays[0], layout.whole)
     metrics = list(content.metric_records.values())
     return Update(
@@ -146,12 +150,12 @@ def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire:
     )
 
 
-def _check_payload(config: ConfigRecord, wire: Wire) -> None:
+def _check_payload(config: ConfigRecord, wire: MessageFormat) -> None:
     said = config.get(PAYLOAD, "model")
     if said != wire.payload:
         told = f"it says {str(said)[:20]!r}"
         told += f": pass payload={said!r} to the strategy" if said in PAYLOADS else ""
-        raise RefusalError(Reason.WRONG_PAYLOAD, told)
+        raise RejectedReplyError(Reason.WRONG_PAYLOAD, told)
 
 
 def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
@@ -162,9 +166,9 @@ def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
         flat[start : start + entry.size] = arrays[entry.name].reshape(-1)
         start += entry.size
     vector = torch.from_numpy(flat)
-    if vector.is_floating_point() and not has_norm(vector):
+    if vector.is_floating_point() and not norm_within_limit(vector):
         finite = bool(vector.isfinite().all())
-        raise RefusalError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
+        raise RejectedReplyError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
     return vector
 
 

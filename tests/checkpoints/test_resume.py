@@ -183,8 +183,8 @@ class Run:
             {k: dict(v) for k, v in self.result.evaluate_metrics_clientapp.items()},
             self.strategy.statistics(),
             [(key, plain(node)) for key, node in state.nodes.items()],
-            [(key, plain(line)) for key, line in state.book.items()],
-            (dict(state.reasons), state.queries, state.founders, state.awaited),
+            [(key, plain(line)) for key, line in state.in_flight.items()],
+            (dict(state.reasons), state.next_query_id, state.initial_nodes, state.quorum_pending),
         )
 
 
@@ -334,7 +334,7 @@ def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
     assert after.result is not None
     assert sorted(after.result.evaluate_metrics_serverapp) == [0, 1, 2, 3, 4]
     assert after.strategy.statistics().accepted == state.accepted >= 9 * ROUNDS
-    assert after.strategy.statistics().former == 28
+    assert after.strategy.statistics().departed_replies == 28
     assert state.reasons == {}
 
 
@@ -351,7 +351,7 @@ def test_with_half_of_the_nodes_theirs_are_kept_and_asked_again(tmp_path: Path) 
     )
     assert all(node.accepted > old for node, old in zip(state.nodes.values(), counts, strict=False))
     assert state.reasons == {Reason.LOST: 3}
-    assert after.strategy.statistics().former == sum(counts[3:])
+    assert after.strategy.statistics().departed_replies == sum(counts[3:])
 
 
 def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None
     nodes = state_of(after).nodes
     assert nodes.keys() == counts.keys() and len(state_of(after).tables.parameters) == NODES
     assert all(node.accepted >= counts[node_id] for node_id, node in nodes.items())
-    assert after.strategy.statistics().former == 0
+    assert after.strategy.statistics().departed_replies == 0
 
 
 def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
@@ -574,7 +574,7 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
             run.start(grid)
         assert len(list(tmp_path.iterdir())) == (where != "rule")
         if where == "rule":
-            assert run.strategy._session is not None and run.strategy._session.torn
+            assert run.strategy._session is not None and run.strategy._session.inconsistent
             return
         assert Run(tmp_path, **settings).start(grid).outcome == whole
 
@@ -625,9 +625,9 @@ def test_a_run_that_ended_with_every_node_shut_asks_them_when_it_goes_on(tmp_pat
             run = Run(tmp_path)
             strategy = run.strategy
             run.start(grid, timeout=2000.0)
-        assert bool(strategy.statistics().gave_up) == ill[0]
+        assert bool(strategy.statistics().stop_reason) == ill[0]
         if ill[0]:
-            assert "every connected node is shut" in strategy.statistics().gave_up
+            assert "every connected node is shut" in strategy.statistics().stop_reason
             assert 1000 < grid.clock() < 2100
     assert strategy.statistics().accepted >= 9 * ROUNDS
 

@@ -15,7 +15,7 @@ from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedia
 from flwr_byzasync.core.events import (
     MOST_ABSENT,
     due_nodes,
-    on_all_shut,
+    on_all_quarantined,
     on_clock,
     on_connected,
     on_end,
@@ -25,8 +25,8 @@ from flwr_byzasync.core.events import (
     on_unsent,
 )
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.quorum import answers, paused, quorum
-from flwr_byzasync.core.state import Rejected, ServerState, Update, begin
+from flwr_byzasync.core.quorum import is_responsive, paused, quorum
+from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import Status
 from flwr_byzasync.optimizers import AnyTimeSGD
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
@@ -58,7 +58,7 @@ def fresh(
 ) -> ServerState:
     policy = Policy(min_nodes=min_nodes, shut_after=3, reply_timeout=10.0, **settings)
     start = {"w": torch.tensor([1.0, -1.0]), "mean": torch.zeros(1), "n": torch.tensor(0)}
-    state = begin(start, ["mean"], RULE, AnyTimeSGD(0.1), policy, CPU, weigh)
+    state = initial_state(start, ["mean"], RULE, AnyTimeSGD(0.1), policy, CPU, weigh)
     return on_connected(state, [0, 1, 2])
 
 
@@ -78,7 +78,7 @@ def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerSta
     """Carry a script out; events that cannot happen in a state are left out."""
     now, connected, states = 0.0, {0, 1, 2}, [state]
     for k, (kind, what) in enumerate(script):
-        open_messages = {line.node_id: key for key, line in state.book.items()}
+        open_messages = {line.node_id: key for key, line in state.in_flight.items()}
         before = contents(state)
         match kind:
             case "connect":
@@ -86,7 +86,7 @@ def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerSta
                 state = on_connected(state, connected)
             case "ask":
                 for node in due_nodes(state, connected, now):
-                    state = on_sent(state, node, f"{k}.{node}", state.queries, now)
+                    state = on_sent(state, node, f"{k}.{node}", state.next_query_id, now)
             case "update" if what in open_messages:
                 state = on_reply(state, open_messages[what], update(float(k)), now)
             case "fault" if what in open_messages:
@@ -120,7 +120,7 @@ def test_counts_never_fall_and_sum_to_the_accepted_replies(
 @given(events)
 def test_no_node_ever_has_two_messages_in_the_book(script: list[tuple[str, object]]) -> None:
     for state in play(fresh(), script):
-        owners = [line.node_id for line in state.book.values()]
+        owners = [line.node_id for line in state.in_flight.values()]
         assert len(owners) == len(set(owners))
 
 
@@ -187,7 +187,7 @@ def test_one_node_without_attack_is_plain_mu2_sgd() -> None:
     policy, optimizer = Policy(min_nodes=1), AnyTimeSGD(lr=0.5, gamma=0.1)
     rule = CTMA(CoordinateWiseMedian(), byz_fraction=0.0)
     start = {"w": torch.tensor([2.0])}
-    state = on_connected(begin(start, (), rule, optimizer, policy, CPU), [7])
+    state = on_connected(initial_state(start, (), rule, optimizer, policy, CPU), [7])
     w = x = 2.0
     for k in range(5):
         vector = 3.0 * x - 1.0
@@ -201,8 +201,10 @@ def test_one_node_without_attack_is_plain_mu2_sgd() -> None:
 
 
 def reply(state: ServerState, node: int, value: float, now: float = 0.0) -> ServerState:
-    message = f"{node}.{state.queries}"
-    return on_reply(on_sent(state, node, message, state.queries, now), message, update(value), now)
+    message = f"{node}.{state.next_query_id}"
+    return on_reply(
+        on_sent(state, node, message, state.next_query_id, now), message, update(value), now
+    )
 
 
 @given(events, st.sampled_from(["keep", "drop"]))
@@ -249,7 +251,7 @@ def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
         made = after.iterates.step - before.iterates.step
         if after.accepted == before.accepted or before.iterates.step == 0:
             continue
-        here = [node for node in after.nodes.values() if answers(node, after.policy)]
+        here = [node for node in after.nodes.values() if is_responsive(node, after.policy)]
         assert made == (len(here) >= 2)
 
 
@@ -299,14 +301,14 @@ def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_an
 def test_neither_silent_nor_shut_nodes_nor_those_on_their_way_back_answer() -> None:
     state = waiting_with_one_of_two()
     state = on_connected(state, [0, 1])
-    asked_again = on_sent(state, 1, "back", state.queries, 0.0)
+    asked_again = on_sent(state, 1, "back", state.next_query_id, 0.0)
     silent = on_clock(asked_again, 11.0)
-    assert paused(silent) and paused(on_sent(silent, 1, "again", silent.queries, 99.0))
+    assert paused(silent) and paused(on_sent(silent, 1, "again", silent.next_query_id, 99.0))
     shut = asked_again
     for k in range(3):
         shut = on_reply(shut, "back", Rejected(Reason.NON_FINITE), 0.0)
         assert paused(shut) == (k == 2)
-        shut = on_sent(shut, 1, "back", shut.queries, 0.0)
+        shut = on_sent(shut, 1, "back", shut.next_query_id, 0.0)
     assert paused(shut)
 
 
@@ -334,7 +336,7 @@ def test_a_cap_bounds_the_share_in_every_table_and_beta_follows_the_counts() -> 
 
 def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
     state = fresh(min_nodes=1, weigh=StalenessDiscount(1.0))
-    state = on_sent(state, 1, "late", state.queries, 0.0)
+    state = on_sent(state, 1, "late", state.next_query_id, 0.0)
     for _ in range(3):
         state = reply(state, 0, 1.0)
     state = on_reply(state, "late", update(1.0), 0.0)
@@ -346,8 +348,8 @@ def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
 
 
 def answered(state: ServerState, node: int, sent_at: float, seconds: float) -> ServerState:
-    state = on_sent(state, node, f"q{state.queries}", state.queries, sent_at)
-    return on_reply(state, next(reversed(state.book)), update(1.0), sent_at + seconds)
+    state = on_sent(state, node, f"q{state.next_query_id}", state.next_query_id, sent_at)
+    return on_reply(state, next(reversed(state.in_flight)), update(1.0), sent_at + seconds)
 
 
 @given(
@@ -382,7 +384,7 @@ def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
 def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_far() -> None:
     state = fresh(max_pace=2.0)
     for node in (1, 2):
-        state = on_sent(state, node, f"slow{node}", state.queries, 0.0)
+        state = on_sent(state, node, f"slow{node}", state.next_query_id, 0.0)
     assert answered(state, 0, 9.0, 1.0).nodes[0].due == 9.0 + 10.0 / 2.0
 
 
@@ -404,18 +406,18 @@ def test_while_every_node_is_shut_they_are_asked_again_in_time_and_at_once_after
     for fault in range(6):
         for node in range(3):
             if fault == 5 and node == 2:
-                assert on_all_shut(state, 5.0) is not state  # it is shut as the others are
-            state = on_sent(state, node, f"q{node}", state.queries, 0.0)
+                assert on_all_quarantined(state, 5.0) is not state  # it is shut as the others are
+            state = on_sent(state, node, f"q{node}", state.next_query_id, 0.0)
             state = on_reply(state, f"q{node}", Rejected(Reason.NON_FINITE), 0.0)
             if fault < 2 or (fault == 2 and node < 2):
-                assert on_all_shut(state, 5.0) is state
+                assert on_all_quarantined(state, 5.0) is state
     assert {node.due for node in state.nodes.values()} == {80.0}
-    waiting = on_all_shut(state, 5.0)
+    waiting = on_all_quarantined(state, 5.0)
     assert {node.due for node in waiting.nodes.values()} == {15.0}
-    assert on_all_shut(waiting, 14.0) is waiting
+    assert on_all_quarantined(waiting, 14.0) is waiting
     assert {node.due for node in on_end(state, 5.0).nodes.values()} == {5.0}
     well = replace(state, nodes={**state.nodes, 1: replace(state.nodes[1], status=Status.IDLE)})
-    assert on_all_shut(well, 5.0) is well
+    assert on_all_quarantined(well, 5.0) is well
 
 
 # --- nodes that come again under ever new ids ---------------------------------------------------
@@ -435,7 +437,7 @@ def test_nodes_that_come_under_ever_new_ids_fill_no_memory() -> None:
     state = on_connected(state, [0, 1, 2])
     assert len(state.nodes) == 3 + MOST_ABSENT
     assert set(state.nodes) >= {0, 1, 2, 1000 + MOST_ABSENT + 499}
-    assert {line.node_id for line in state.book.values()} <= set(state.nodes)
+    assert {line.node_id for line in state.in_flight.values()} <= set(state.nodes)
     assert contents(state) == before
 
 
@@ -443,7 +445,7 @@ def test_a_founder_that_is_awaited_is_not_forgotten() -> None:
     state = on_connected(fresh(), [1, 2])
     for k in range(MOST_ABSENT + 10):
         state = on_connected(state, [1, 2, 1000 + k])
-    assert 0 in state.nodes and state.awaited == {0, 1, 2}
+    assert 0 in state.nodes and state.quorum_pending == {0, 1, 2}
     assert quorum(state) == 2
 
 

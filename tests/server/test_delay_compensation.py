@@ -14,11 +14,11 @@ from flwr_byzasync.aggregators import CGE, CTMA, Aggregator, CoordinateWiseMedia
 from flwr_byzasync.checkpoints.snapshot import described
 from flwr_byzasync.core.contribution import Reading
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import begin
+from flwr_byzasync.core.state import initial_state
 from flwr_byzasync.optimizers import SGD, Iterates, Optimizer
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.weights import Uniform
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.server.test_payloads import answer, ask, weights_of
 from tests.wire.zoo import CPU
 
@@ -49,14 +49,14 @@ class Noting:
         return Iterates(state.start, x, x, state.step + 1)
 
 
-def session_of(rule: Aggregator, optimizer: Optimizer, share: float, start: Tensor) -> Session:
+def session_of(rule: Aggregator, optimizer: Optimizer, share: float, start: Tensor) -> Endpoint:
     policy = Policy(min_nodes=1, reading=Reading("model", delay_compensation=share))
-    state = begin({"w": start}, (), rule, optimizer, policy, CPU, Uniform())
-    return Session(state, Wire("model"), CPU, lambda: 0.0)
+    state = initial_state({"w": start}, (), rule, optimizer, policy, CPU, Uniform())
+    return Endpoint(state, MessageFormat("model"), CPU, lambda: 0.0)
 
 
 def play(
-    session: Session, arrivals: Sequence[int], trained: Callable[[int, int, Tensor], Tensor]
+    session: Endpoint, arrivals: Sequence[int], trained: Callable[[int, int, Tensor], Tensor]
 ) -> list[Tensor]:
     """Have nodes answer in this order ``trained(turn, node, query)``; return the points."""
     pending = {node: ask(session, node, f"first {node}") for node in range(NODES)}

@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from flwr_byzasync import AsyncRobust, VirtualGrid
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.server.evaluation import EvaluationSettings
-from flwr_byzasync.server.metrics_aggregation import aggregated, mean_metrics
+from flwr_byzasync.server.metrics_aggregation import aggregate_metrics, mean_metrics
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.fakes import FakeClock, FakeGrid, FakeNode
 from tests.wire.zoo import USABLE, ZOO
 
@@ -120,8 +120,8 @@ def test_as_many_connected_nodes_are_asked_as_fedavg_would_ask(
 
     def asked(busy: set[int]) -> list[Message]:
         record = ArrayRecord({"w": torch.ones(2)})  # type: ignore[dict-item]
-        wire = Wire("model", "model", "settings")
-        return settings.questions(server_round, record, config, connected, wire, busy)
+        wire = MessageFormat("model", "model", "settings")
+        return settings.requests(server_round, record, config, connected, wire, busy)
 
     questions = asked(set())
     ids = [question.metadata.dst_node_id for question in questions]
@@ -431,7 +431,7 @@ def test_fewer_liars_than_honest_nodes_keep_the_median_among_the_honest(
 ) -> None:
     lies = lies[: len(honest) - 1]
     heard = [({"loss": value}, 1.0) for value in honest + lies]
-    record = aggregated(heard, None)
+    record = aggregate_metrics(heard, None)
     assert record is not None and min(honest) <= record["loss"] <= max(honest)  # type: ignore[operator]
 
 

@@ -18,13 +18,13 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.core import events
 from flwr_byzasync.core.contribution import Reading
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Sent, begin
+from flwr_byzasync.core.state import InFlightQuery, initial_state
 from flwr_byzasync.estimators import Estimator, momentum, mu2, sgd
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 from tests.wire.zoo import CPU
 
@@ -35,19 +35,19 @@ FLOATS = st.floats(-LARGE, LARGE, width=32)
 
 def session_of(
     model: Mapping[str, Tensor], reading: Reading, optimizer: Any = None, **policy: Any
-) -> Session:
+) -> Endpoint:
     policy = {"min_nodes": 1, **policy}
-    state = begin(
+    state = initial_state(
         model, (), CoordinateWiseMedian(), optimizer or SGD(0.5), Policy(**policy, reading=reading),
         CPU,
     )  # fmt: skip
-    return Session(state, Wire(reading.payload), CPU, lambda: 0.0)
+    return Endpoint(state, MessageFormat(reading.payload), CPU, lambda: 0.0)
 
 
-def ask(session: Session, node_id: int, key: str) -> Message:
+def ask(session: Endpoint, node_id: int, key: str) -> Message:
     """Send a node a query, and return it."""
     session.state = events.on_connected(session.state, [*session.state.nodes, node_id])
-    query = session.state.queries
+    query = session.state.next_query_id
     message = session.query(node_id, query, 1, {})
     message.metadata.__dict__["_message_id"] = key
     session.state = events.on_sent(session.state, node_id, key, query, 0.0)
@@ -58,12 +58,12 @@ def weights_of(message: Message) -> dict[str, Tensor]:
     return message.content.array_records["arrays"].to_torch_state_dict()  # type: ignore[return-value]
 
 
-def answer(session: Session, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
+def answer(session: Endpoint, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
     content = RecordDict({"arrays": record_of(arrays), **more})
     session.receive(message.metadata.message_id, Message(content, reply_to=message))
 
 
-def row_of(session: Session, node_id: int) -> Tensor:
+def row_of(session: Endpoint, node_id: int) -> Tensor:
     row = session.state.nodes[node_id].row
     assert row is not None
     return session.state.tables.parameters.view().rows[row]
@@ -485,6 +485,6 @@ def test_a_query_that_is_late_or_lost_leaves_no_point_behind() -> None:
     with VirtualGrid(trained, 3, churn=churn) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 1)  # type: ignore[arg-type]
     assert strategy._session is not None
-    book: Mapping[str, Sent] = strategy._session.state.book
+    book: Mapping[str, InFlightQuery] = strategy._session.state.in_flight
     assert 0 < len(book) <= 3 and all(line.point is not None for line in book.values())
     assert all(node.point is None for node in strategy._session.state.nodes.values())

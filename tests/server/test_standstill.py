@@ -12,7 +12,7 @@ from flwr_byzasync import AsyncRobust, Gradient, Query, VirtualGrid, client_app
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.core.events import on_clock, on_connected, on_reply, on_sent
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Update, begin
+from flwr_byzasync.core.state import Update, initial_state
 from flwr_byzasync.errors import Reason
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
@@ -67,7 +67,7 @@ def test_founders_that_are_all_slow_are_not_given_up_together() -> None:
     tensors = {"x": one}
     policy = Policy(lost_rows="drop")
     rule = CoordinateWiseMedian()
-    state = begin(tensors, (), rule, SGD(lr=1.0), policy, torch.device("cpu"))
+    state = initial_state(tensors, (), rule, SGD(lr=1.0), policy, torch.device("cpu"))
     state = on_connected(state, range(5))
     for node in range(5):
         state = on_sent(state, node, f"m{node}", node, 0.0)
