@@ -97,7 +97,7 @@ def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
 
 def decoded(reply: Message, layout: ModelLayout) -> Update:
     """Decode and check a reply as the strategy does."""
-    update = decode_reply(reply, layout, CPU, query=0, wire=MessageFormat())
+    update = decode_reply(reply, layout, CPU, query=0, message_format=MessageFormat())
     if not isinstance(update, Update):
         raise RuntimeError(f"a good reply was refused: {update}")
     return update

@@ -1,9 +1,10 @@
-"""What a run tells about itself: a snapshot for programs and one line a round for people."""
+"""What a run says about itself: a snapshot for programs, and where a round began."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from flwr_byzasync.core.clock_time import ClockTime
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.state import ServerState
 from flwr_byzasync.errors import Reason
@@ -17,20 +18,20 @@ class Statistics:
     ----------
     replies : mapping of int to int
         Accepted replies by node id, in the order of joining: the counts s_i.
-    weights : mapping of int to float
-        Share of the weight that each node's row had in the last direction, in [0, 1]: that of
-        its replies where weights are counts without a cap. 0 without a row.
     reasons : mapping of Reason to int
-        Replies that were not used.
+        Rejected replies by reason.
     steps : int
         Server steps.
     mean_staleness : float
         Steps between sending a query and receiving its reply, averaged over accepted replies.
-    former : int
-        Accepted replies of nodes that a run no longer knew when it went on among other nodes.
-    gave_up : str
-        Why the run ended before its last round, as the log says; empty if it did not. An
-        `EarlyStop` is no giving up.
+    departed_replies : int
+        Accepted replies of nodes that were forgotten when the run resumed among other nodes.
+    weights : mapping of int to float
+        Share of the weight that each node's row had in the last direction, in [0, 1]; 0 without
+        a row.
+    stop_reason : str
+        Why the run ended before its last round, as in the log; empty if it did not, or an
+        `EarlyStop` ended it.
     """
 
     replies: Mapping[int, int] = field(default_factory=dict)
@@ -48,17 +49,17 @@ class Statistics:
 
     @property
     def rejected(self) -> int:
-        """Replies that were not used, for any reason."""
+        """Rejected replies, for any reason."""
         return sum(self.reasons.values())
 
     def share(self, node_ids: set[int]) -> float:
-        """Return the share of all accepted replies that some nodes made, in [0, 1]."""
+        """Return these nodes' share of all accepted replies, in [0, 1]."""
         held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
         total = self.accepted - self.departed_replies
         return held / total if total else 0.0
 
 
-def statistics(state: ServerState, gave_up: str = "") -> Statistics:
+def statistics(state: ServerState, stop_reason: str = "") -> Statistics:
     """Return the snapshot of a state."""
     replies = {key: node.accepted for key, node in state.nodes.items()}
     return Statistics(
@@ -68,7 +69,7 @@ def statistics(state: ServerState, gave_up: str = "") -> Statistics:
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
         departed_replies=state.accepted - sum(replies.values()),
         weights=MappingProxyType(_shares(state)),
-        stop_reason=gave_up,
+        stop_reason=stop_reason,
     )
 
 
@@ -85,14 +86,14 @@ def _weights(state: ServerState) -> dict[int, float]:
 
 
 def last_metrics(state: ServerState) -> list[tuple[Metrics, float]]:
-    """Return what each node that has a row reported last, and what its row weighs."""
+    """Return the latest metrics of each node that has a row, with the row's weight."""
     held = _weights(state)
     return [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """What had been reached when a round began.
+    """When a round began, and the totals at that time.
 
     Parameters
     ----------
@@ -102,11 +103,11 @@ class RoundStart:
         Accepted replies, and the sum of their staleness.
     """
 
-    at: float
+    at: ClockTime
     accepted: int = 0
     staleness: int = 0
 
 
 def round_start(state: ServerState, now: float) -> RoundStart:
-    """Return what has been reached."""
+    """Return the start of a round that begins now."""
     return RoundStart(now, state.accepted, state.staleness)

@@ -236,7 +236,7 @@ def error_of(attack: Any, rule: Any, liars: int = 4, rounds: int = 30) -> float:
     """Distance to the optimum after training 10 nodes."""
     with VirtualGrid(client_app(quadratic, estimator=sgd()), 10) as inner:
         grid = OmniscientGrid(inner, attack, inner.node_ids[:liars], rule=rule)
-        strategy = AsyncRobust(rule, SGD(lr=0.05), min_nodes=10)
+        strategy = AsyncRobust(rule, SGD(lr=0.05), nodes=10)
         result = strategy.start(grid, ArrayRecord({"x": torch.zeros(3)}), num_rounds=rounds)  # type: ignore[dict-item]
         assert strategy.statistics().rejected == 0
     return float((result.arrays.to_torch_state_dict()["x"] - 1.0).norm())

@@ -59,7 +59,7 @@ NOT_OF_A_CLOCK = {
 
 
 def fresh(weigh: WeightPolicy | None = None) -> ServerState:
-    optimizer, policy = AnyTimeSGD(lr=0.1), Policy(min_nodes=2)
+    optimizer, policy = AnyTimeSGD(lr=0.1), Policy(nodes=2)
     device = torch.device("cpu")
     return initial_state(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device, weigh)
 

@@ -45,11 +45,11 @@ NODES = 6
 ROUNDS = 4
 POLICIES: dict[str, dict[str, Any]] = {
     "counts": {},
-    "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_pace": 2.0},
-    "waits and drops": {"below_min_nodes": "wait", "min_nodes": 3, "lost_rows": "drop"},
+    "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_rate": 2.0},
+    "waits and drops": {"on_loss": "wait", "nodes": 3, "departed": "drop"},
     "models": {"payload": "model", "momentum": 0.5},
     "the server corrects": {
-        "payload": "gradient", "correction": "server", "beta": None, "lost_rows": "drop"
+        "payload": "gradient", "correction": "server", "beta": None, "departed": "drop"
     },
 }  # fmt: skip
 CHURN = (
@@ -253,7 +253,7 @@ def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit() -> 
             assert (*resumed.outcome, grid.clock()) == (*whole, clock), kill_at
 
 
-ALIKE = (5, range(1, 12), {"min_nodes": 3})
+ALIKE = (5, range(1, 12), {"nodes": 3})
 SLOW = (50.0, 50.0, 700.0, 700.0, 1e5)
 """At 700 s four replies arrive at once, and the third shows that the fifth node is far slower."""
 GIVING_UP = ([VirtualNode(compute=seconds) for seconds in SLOW], range(27, 31), {})
@@ -390,14 +390,14 @@ def test_a_message_id_that_the_new_network_gives_again_loses_no_node(tmp_path: P
 def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    killed_at(20, tmp_path, min_nodes=5)
+    killed_at(20, tmp_path, nodes=5)
     monkeypatch.setattr(simulation_module, "FIRST_NODE_ID", 500)
     with federation(nodes=2) as grid:
-        alone = Run(tmp_path, min_nodes=5).start(grid, timeout=50.0)
+        alone = Run(tmp_path, nodes=5).start(grid, timeout=50.0)
     assert "Only 2 of 5 nodes connected within timeout=50 seconds" in caplog.text
     assert alone.evaluated == []
     with federation(nodes=5) as grid:
-        assert Run(tmp_path, min_nodes=5).start(grid).evaluated == [3, 4]
+        assert Run(tmp_path, nodes=5).start(grid).evaluated == [3, 4]
 
 
 def test_a_finished_run_has_its_result_at_once_and_takes_more_rounds(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_what_is_no_part_of_the_algorithm_may_change(tmp_path: Path) -> None:
     killed_at(28, tmp_path)
     with federation() as grid:
         after = Run(
-            tmp_path, updates_per_round=4, min_nodes=2, reply_timeout=50.0, shut_after=9
+            tmp_path, updates_per_round=4, nodes=2, reply_timeout=50.0, max_consecutive_faults=9
         ).start(grid, rounds=6)
     assert after.evaluated == [3, 4, 5, 6]
     assert state_of(after).accepted == 25 + 4 * 4
@@ -582,7 +582,7 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
 def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "reply_timeout": np.int64(600), "min_reply_timeout": np.float32(60),
-        "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_pace": Fraction(5, 2),
+        "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_rate": Fraction(5, 2),
         "weights": StalenessDiscount(np.float32(0.5)), "max_share": np.float64(0.5),
         "early_stop": EarlyStop(seconds=np.int32(10**6)),
     }  # fmt: skip

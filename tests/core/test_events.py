@@ -56,7 +56,7 @@ HEARD: list[tuple[str, object]] = [
 def fresh(
     min_nodes: int | None = None, weigh: WeightPolicy | None = None, **settings: Any
 ) -> ServerState:
-    policy = Policy(min_nodes=min_nodes, shut_after=3, reply_timeout=10.0, **settings)
+    policy = Policy(nodes=min_nodes, max_consecutive_faults=3, reply_timeout=10.0, **settings)
     start = {"w": torch.tensor([1.0, -1.0]), "mean": torch.zeros(1), "n": torch.tensor(0)}
     state = initial_state(start, ["mean"], RULE, AnyTimeSGD(0.1), policy, CPU, weigh)
     return on_connected(state, [0, 1, 2])
@@ -98,7 +98,7 @@ def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerSta
             case "wait":
                 now += what  # type: ignore[operator]
                 state = on_clock(state, now)
-        if kind != "update" and state.policy.lost_rows == "keep":
+        if kind != "update" and state.policy.departed == "keep":
             assert contents(state) == before
         states.append(state)
     return states
@@ -128,7 +128,7 @@ def test_no_node_ever_has_two_messages_in_the_book(script: list[tuple[str, objec
 def test_a_step_is_made_with_each_accepted_reply_once_the_quorum_has_replied(
     script: list[tuple[str, object]],
 ) -> None:
-    states = play(fresh(min_nodes=2), script)
+    states = play(fresh(nodes=2), script)
     for before, after in pairwise(states):
         heard = sum(node.accepted > 0 for node in after.nodes.values())
         stepped = after.accepted > before.accepted and heard >= 2
@@ -170,7 +170,7 @@ def test_a_founder_that_replied_and_left_still_counts_for_the_quorum() -> None:
 
 
 def test_buffers_follow_the_median_and_counters_keep_a_value_that_was_sent() -> None:
-    state = fresh(min_nodes=1)
+    state = fresh(nodes=1)
     for node, value in ((0, 10.0), (1, 20.0), (2, 1e6)):
         state = on_sent(state, node, f"m{node}", node, 0.0)
         state = on_reply(state, f"m{node}", update(value), 0.0)
@@ -184,7 +184,7 @@ def test_buffers_follow_the_median_and_counters_keep_a_value_that_was_sent() -> 
 
 def test_one_node_without_attack_is_plain_mu2_sgd() -> None:
     """The server adds nothing of its own: its iterates are those of the recursion by hand."""
-    policy, optimizer = Policy(min_nodes=1), AnyTimeSGD(lr=0.5, gamma=0.1)
+    policy, optimizer = Policy(nodes=1), AnyTimeSGD(lr=0.5, gamma=0.1)
     rule = CTMA(CoordinateWiseMedian(), byz_fraction=0.0)
     start = {"w": torch.tensor([2.0])}
     state = on_connected(initial_state(start, (), rule, optimizer, policy, CPU), [7])
@@ -209,10 +209,10 @@ def reply(state: ServerState, node: int, value: float, now: float = 0.0) -> Serv
 
 @given(events, st.sampled_from(["keep", "drop"]))
 def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
-    script: list[tuple[str, object]], lost_rows: str
+    script: list[tuple[str, object]], departed: str
 ) -> None:
     script = [*HEARD, *script]
-    states = play(fresh(lost_rows=lost_rows), script)
+    states = play(fresh(departed=departed), script)
     latest: dict[int, float] = {}
     for before, after, (k, (kind, node)) in zip(
         states, states[1:], enumerate(script), strict=False
@@ -227,7 +227,7 @@ def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
         assert table.view().rows[row, 0] == latest[owner]
         assert table.counts[row] == last.nodes[owner].accepted
         assert last.tables.buffers.view().rows[row, 0] == latest[owner]
-    if lost_rows == "keep":
+    if departed == "keep":
         assert set(owners.values()) == {n for n, node in last.nodes.items() if node.accepted}
     else:
         assert all(last.nodes[owner].status is not Status.LOST for owner in owners.values())
@@ -235,7 +235,7 @@ def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
 
 @given(events)
 def test_dropping_rows_never_lowers_a_count(script: list[tuple[str, object]]) -> None:
-    states = play(fresh(lost_rows="drop"), script)
+    states = play(fresh(departed="drop"), script)
     last = states[-1]
     assert sum(node.accepted for node in last.nodes.values()) == last.accepted
     for before, after in pairwise(states):
@@ -247,7 +247,7 @@ def test_dropping_rows_never_lowers_a_count(script: list[tuple[str, object]]) ->
 def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
     script: list[tuple[str, object]],
 ) -> None:
-    for before, after in pairwise(play(fresh(min_nodes=2, below_min_nodes="wait"), script)):
+    for before, after in pairwise(play(fresh(nodes=2, on_loss="wait"), script)):
         made = after.iterates.step - before.iterates.step
         if after.accepted == before.accepted or before.iterates.step == 0:
             continue
@@ -257,7 +257,7 @@ def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
 
 def waiting_with_one_of_two() -> ServerState:
     """Return a run that waits: both founders made a step, and one of them left."""
-    state = fresh(min_nodes=2, below_min_nodes="wait")
+    state = fresh(nodes=2, on_loss="wait")
     for node in (0, 1):
         state = reply(state, node, 1.0)
     state = on_connected(state, [0])
@@ -283,7 +283,7 @@ def test_a_waiting_run_goes_on_with_the_reply_that_makes_enough_nodes(node: int)
 
 
 def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
-    state = fresh(min_nodes=2)
+    state = fresh(nodes=2)
     for node in (0, 1):
         state = reply(state, node, 1.0)
     state = reply(on_connected(state, [0]), 0, 2.0)
@@ -291,7 +291,7 @@ def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
 
 
 def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_answer() -> None:
-    state = fresh(below_min_nodes="wait")
+    state = fresh(on_loss="wait")
     for node in (0, 1, 2):
         state = reply(state, node, 1.0)
     assert not paused(on_connected(state, [0, 1]))
@@ -322,7 +322,7 @@ def test_a_founder_that_comes_back_without_a_row_does_not_stop_a_run_that_goes()
 
 
 def test_a_cap_bounds_the_share_in_every_table_and_beta_follows_the_counts() -> None:
-    state = fresh(min_nodes=3, weigh=Capped(Counts(), 0.4))
+    state = fresh(nodes=3, weigh=Capped(Counts(), 0.4))
     for node in (0, 1, 2):
         state = reply(state, node, 1.0)
     for _ in range(50):
@@ -335,7 +335,7 @@ def test_a_cap_bounds_the_share_in_every_table_and_beta_follows_the_counts() -> 
 
 
 def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
-    state = fresh(min_nodes=1, weigh=StalenessDiscount(1.0))
+    state = fresh(nodes=1, weigh=StalenessDiscount(1.0))
     state = on_sent(state, 1, "late", state.next_query_id, 0.0)
     for _ in range(3):
         state = reply(state, 0, 1.0)
@@ -359,7 +359,7 @@ def answered(state: ServerState, node: int, sent_at: float, seconds: float) -> S
 def test_a_node_is_asked_no_sooner_than_its_part_of_the_median_pace(
     replies: list[tuple[int, float]], most: float
 ) -> None:
-    state, free = fresh(max_pace=most), fresh()
+    state, free = fresh(max_rate=most), fresh()
     now = 0.0
     for node, seconds in replies:
         state, free = (answered(each, node, now, seconds) for each in (state, free))
@@ -371,7 +371,7 @@ def test_a_node_is_asked_no_sooner_than_its_part_of_the_median_pace(
 
 
 def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
-    state = fresh(max_pace=10.0)
+    state = fresh(max_rate=10.0)
     for node in (1, 2):
         state = answered(state, node, 0.0, 20.0)
     for k in range(15):
@@ -382,7 +382,7 @@ def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
 
 
 def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_far() -> None:
-    state = fresh(max_pace=2.0)
+    state = fresh(max_rate=2.0)
     for node in (1, 2):
         state = on_sent(state, node, f"slow{node}", state.next_query_id, 0.0)
     assert answered(state, 0, 9.0, 1.0).nodes[0].due == 9.0 + 10.0 / 2.0
@@ -390,7 +390,7 @@ def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_fa
 
 def test_where_nobodys_pace_is_known_a_node_is_asked_at_once() -> None:
     """All that came had waited while the server did not listen. Found by the fuzz test."""
-    state = on_sent(fresh(max_pace=2.0), 0, "q", 0, 0.0)
+    state = on_sent(fresh(max_rate=2.0), 0, "q", 0, 0.0)
     state = on_reply(on_standstill(state, 30.0), "q", update(1.0), 31.0)
     assert state.nodes[0].reply_times == () and state.nodes[0].due == 31.0
     state = on_sent(state, 0, "r", 1, 40.0)

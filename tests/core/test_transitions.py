@@ -18,7 +18,7 @@ from flwr_byzasync.core.events import (
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
-from flwr_byzasync.errors import NOT_ITS_DOING
+from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS
 from flwr_byzasync.optimizers import SGD
 
 NODE, OTHER = 1, 2
@@ -29,8 +29,8 @@ def update(value: float = 1.0) -> Update:
     return Update(torch.tensor([value]), torch.empty(0), torch.empty(0, dtype=torch.int64))
 
 
-def fresh(shut_after: int = 3, **settings: Any) -> ServerState:
-    policy = Policy(**{"min_nodes": 1, "shut_after": shut_after, "reply_timeout": 10.0, **settings})
+def fresh(max_consecutive_faults: int = 3, **settings: Any) -> ServerState:
+    policy = Policy(**{"nodes": 1, "max_consecutive_faults": max_consecutive_faults, "reply_timeout": 10.0, **settings})
     start = {"w": torch.tensor([0.0])}
     state = initial_state(start, (), CoordinateWiseMedian(), SGD(1.0), policy, torch.device("cpu"))
     return on_connected(state, [NODE, OTHER])
@@ -41,10 +41,10 @@ def asked(state: ServerState, message: str = "m", now: float = 0.0) -> ServerSta
 
 
 def brought_to(
-    status: Status, shut_after: int = 3, heard: bool = False, **settings: Any
+    status: Status, max_consecutive_faults: int = 3, heard: bool = False, **settings: Any
 ) -> ServerState:
     """Return a state in which the node has the status; if it owes a reply, to the message m."""
-    state = fresh(1 if status is Status.QUARANTINED else shut_after, **settings)
+    state = fresh(1 if status is Status.QUARANTINED else max_consecutive_faults, **settings)
     if heard:
         state = on_reply(asked(state), "m", update(), now=0.0)
     match status:
@@ -76,7 +76,7 @@ def happens(state: ServerState, event: Event) -> ServerState:
 
 @pytest.mark.parametrize(("status", "event"), TRANSITIONS)
 def test_every_row_of_the_table_is_carried_out(status: Status, event: Event) -> None:
-    before = brought_to(status, shut_after=1 if event is Event.LAST_FAULT else 3)
+    before = brought_to(status, max_consecutive_faults=1 if event is Event.LAST_FAULT else 3)
     assert before.nodes[NODE].status is status
     after = happens(before, event)
     becomes, effects = TRANSITIONS[status, event]
@@ -103,8 +103,8 @@ def test_every_status_and_event_has_a_row() -> None:
 
 @pytest.mark.parametrize(("status", "event"), TRANSITIONS)
 def test_a_row_is_dropped_exactly_where_the_table_says_so(status: Status, event: Event) -> None:
-    shut_after = 1 if event is Event.LAST_FAULT else 3
-    before = brought_to(status, shut_after, lost_rows="drop", heard=True)
+    max_consecutive_faults = 1 if event is Event.LAST_FAULT else 3
+    before = brought_to(status, max_consecutive_faults, departed="drop", heard=True)
     if status is Status.LOST:
         assert before.nodes[NODE].row is None and len(before.tables.parameters) == 0
         return
@@ -244,7 +244,7 @@ def test_one_usable_reply_makes_a_shut_node_an_ordinary_one_with_its_count() -> 
     assert state.nodes[NODE].status is Status.IDLE
 
 
-@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+@pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_does_not_shut_a_node_on_its_way_back(reason: Reason) -> None:
     state = on_reply(
         asked(brought_to(Status.QUARANTINED), now=50.0), "m", Rejected(reason), now=50.0
@@ -264,7 +264,7 @@ def test_where_rounds_set_the_pace_only_a_shut_node_waits() -> None:
 
 
 def test_a_dropped_row_takes_no_other_node_s_place_and_comes_back_with_its_count() -> None:
-    state = fresh(lost_rows="drop")
+    state = fresh(departed="drop")
     for node, value in ((NODE, 1.0), (OTHER, 2.0), (3, 3.0), (OTHER, 5.0)):
         state = on_connected(state, [NODE, OTHER, 3])
         state = on_sent(state, node, "m", state.next_query_id, 0.0)
@@ -281,7 +281,7 @@ def test_a_dropped_row_takes_no_other_node_s_place_and_comes_back_with_its_count
 
 
 def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -> None:
-    state = on_reply(asked(fresh(shut_after=9)), "m", update(), now=4.0)
+    state = on_reply(asked(fresh(max_consecutive_faults=9)), "m", update(), now=4.0)
     waits = []
     for _ in range(3):
         state = on_reply(asked(state, "m", 10.0), "m", FAULT, now=10.0)
@@ -290,15 +290,15 @@ def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -
 
 
 def test_no_wait_grows_beyond_64_times_its_first_length() -> None:
-    state = fresh(shut_after=100)
+    state = fresh(max_consecutive_faults=100)
     for _ in range(20):
         state = on_reply(asked(state, "m", 0.0), "m", FAULT, now=0.0)
     assert state.nodes[NODE].due == 64.0
 
 
-@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+@pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Reason) -> None:
-    state = fresh(shut_after=1)
+    state = fresh(max_consecutive_faults=1)
     for _ in range(3):
         state = on_reply(asked(state), "m", Rejected(reason), now=1.0)
     assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].due == 5.0
@@ -306,7 +306,7 @@ def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Rea
 
 
 def test_an_accepted_reply_forgives_earlier_faults() -> None:
-    state = fresh(shut_after=2)
+    state = fresh(max_consecutive_faults=2)
     for reply in (FAULT, update(), FAULT, update()):
         state = on_reply(asked(state), "m", reply, now=1.0)
     assert state.nodes[NODE].faults == 0 and state.nodes[NODE].status is Status.IDLE

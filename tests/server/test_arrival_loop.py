@@ -24,7 +24,7 @@ def grid_of_three() -> FakeGrid:
 
 def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
     rule, clock = CoordinateWiseMedian(), grid.clock
-    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, min_nodes=3, **settings)
+    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, nodes=3, **settings)
 
 
 def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_takes() -> None:
@@ -67,7 +67,7 @@ def test_who_stood_still_with_everybody_else_is_not_late(
             grid.waiting = {key: (at + 7200.0, m) for key, (at, m) in grid.waiting.items()}
 
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), SGD(0.1), clock=grid.clock, sleep=sleep, min_nodes=3
+        CoordinateWiseMedian(), SGD(0.1), clock=grid.clock, sleep=sleep, nodes=3
     )
     with caplog.at_level(logging.WARNING, "flwr"):
         strategy.start(grid, ArrayRecord(START), 20)
@@ -115,8 +115,8 @@ def test_a_run_that_ends_in_a_pause_says_that_it_waited_for_more_nodes(
 
     grid.on_pull = leave
     with caplog.at_level(logging.ERROR, "flwr"):
-        strategy = strategy_on(grid, below_min_nodes=below)
+        strategy = strategy_on(grid, on_loss=below)
         strategy.start(grid, ArrayRecord(START), 100, timeout=30.0)
     [said] = caplog.messages
     assert "no reply was accepted for timeout=30 seconds" in said
-    assert ("below_min_nodes='wait' waits for more nodes" in said) == (below == "wait")
+    assert ("on_loss='wait' waits for more nodes" in said) == (below == "wait")

@@ -50,7 +50,7 @@ class Noting:
 
 
 def session_of(rule: Aggregator, optimizer: Optimizer, share: float, start: Tensor) -> Endpoint:
-    policy = Policy(min_nodes=1, reading=Reading("model", delay_compensation=share))
+    policy = Policy(nodes=1, reading=Reading("model", delay_compensation=share))
     state = initial_state({"w": start}, (), rule, optimizer, policy, CPU, Uniform())
     return Endpoint(state, MessageFormat("model"), CPU, lambda: 0.0)
 

@@ -188,7 +188,7 @@ def test_slow_evaluators_stall_no_reply_of_others_and_no_round() -> None:
             return 30.0 if node == 0 else 0.0
         return 1.0
 
-    settings = {"updates_per_round": 20, "min_nodes": 4, "rounds": 10, "seconds": seconds}
+    settings = {"updates_per_round": 20, "nodes": 4, "rounds": 10, "seconds": seconds}
     _, without, alone = run(fraction_evaluate=0.0, **settings)
     result, strategy, clock = run(**settings)
     replies = strategy.statistics().replies
@@ -215,7 +215,7 @@ def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
         ended.append(float(arrays.to_torch_state_dict()["w"].norm()))
 
     result, _, _ = run(
-        seconds=seconds, rounds=30, updates_per_round=4, min_nodes=4, on_round_end=on_round_end
+        seconds=seconds, rounds=30, updates_per_round=4, nodes=4, on_round_end=on_round_end
     )
     assert list(result.evaluate_metrics_clientapp) == list(range(1, 31))
     assert [record["norm"] for record in result.evaluate_metrics_clientapp.values()] == ended
@@ -226,7 +226,7 @@ def test_whoever_leaves_is_not_waited_for() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     churn = [Churn(40.5, 0, "leave")]
-    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, min_nodes=3)
+    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, nodes=3)
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 40.5 <= clock < 42.0
 
@@ -236,7 +236,7 @@ def test_whoever_never_answers_is_waited_for_until_the_limit() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     result, _, clock = run(
-        seconds=seconds, rounds=2, min_nodes=3, reply_timeout=90.0, min_reply_timeout=1.0
+        seconds=seconds, rounds=2, nodes=3, reply_timeout=90.0, min_reply_timeout=1.0
     )
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 91.0 <= clock < 95.0

@@ -97,11 +97,11 @@ READINGS = (
 def session_of(kind: int, clock: Callable[[], float], reading: Reading | None = None) -> Endpoint:
     """Return a session whose policy follows the bits of `kind`."""
     policy = Policy(
-        min_nodes=(None, 1, 2, 3)[kind & 3],
-        shut_after=2 + (kind >> 2 & 1),
-        below_min_nodes=("continue", "wait")[kind >> 3 & 1],
-        lost_rows=("keep", "drop")[kind >> 4 & 1],
-        max_pace=(None, 2.0)[kind >> 6 & 1],
+        nodes=(None, 1, 2, 3)[kind & 3],
+        max_consecutive_faults=2 + (kind >> 2 & 1),
+        on_loss=("continue", "wait")[kind >> 3 & 1],
+        departed=("keep", "drop")[kind >> 4 & 1],
+        max_rate=(None, 2.0)[kind >> 6 & 1],
         reading=reading or Reading(),
     )
     weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
@@ -158,7 +158,7 @@ class Player:
         if after.accepted == before.accepted:
             assert all(a is b for a, b in zip(held(after), objects, strict=True))
             # Rows go where nodes are lost, and nowhere else.
-            lost = after.policy.lost_rows == "drop" and doing in (Player.wait, Player.connect)
+            lost = after.policy.departed == "drop" and doing in (Player.wait, Player.connect)
             if not lost or len(after.tables.parameters) == rows:
                 assert self.contents == contents
         if before.iterates.step == 0 < after.iterates.step:

@@ -36,7 +36,7 @@ FLOATS = st.floats(-LARGE, LARGE, width=32)
 def session_of(
     model: Mapping[str, Tensor], reading: Reading, optimizer: Any = None, **policy: Any
 ) -> Endpoint:
-    policy = {"min_nodes": 1, **policy}
+    policy = {"nodes": 1, **policy}
     state = initial_state(
         model, (), CoordinateWiseMedian(), optimizer or SGD(0.5), Policy(**policy, reading=reading),
         CPU,
@@ -297,7 +297,7 @@ def run(estimator: Estimator, dtype: torch.dtype = torch.float32, **given: Any) 
     """Return w, x, rows and counts after 60 replies."""
     world = {key: given.pop(key) for key in ("churn",) if key in given}
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, min_nodes=3, **given
+        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, nodes=3, **given
     )
     with VirtualGrid(client_app(bowl, estimator=estimator), PACES, seed=2, **world) as grid:
         model = ArrayRecord({"w": START["w"].to(dtype)})  # type: ignore[dict-item]
@@ -356,7 +356,7 @@ def test_a_client_whose_server_corrects_keeps_no_state() -> None:
 def test_a_node_whose_row_was_dropped_starts_afresh(beta: float | None) -> None:
     """With β = 1/(s + 1) too: s counts what the row holds, or it would never forget its start."""
     reading = Reading("gradient", "server", beta=beta)
-    session = session_of(MODEL, reading, lost_rows="drop")
+    session = session_of(MODEL, reading, departed="drop")
 
     def exchange(key: str, gradient: list[float], before: list[float] | None) -> None:
         message = ask(session, 0, key)
@@ -421,7 +421,7 @@ def test_models_keep_momentum_on_the_server_too() -> None:
 
 def test_a_step_per_node_divides_by_the_rows_that_there_are() -> None:
     session = session_of(
-        {"w": torch.zeros(1)}, Reading("model"), SGD(1.0, per_node=True), lost_rows="drop"
+        {"w": torch.zeros(1)}, Reading("model"), SGD(1.0, per_node=True), departed="drop"
     )
     seen = []
     for node_id in (0, 1, 2):
@@ -481,7 +481,7 @@ def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
 def test_a_query_that_is_late_or_lost_leaves_no_point_behind() -> None:
     """One line a node, so that at most one point a node is kept."""
     churn = [Churn(3.5, 0, "leave"), Churn(9.0, 0, "join")]
-    strategy = AsyncRobust(fraction_evaluate=0.0, min_nodes=2, updates_per_round=40)
+    strategy = AsyncRobust(fraction_evaluate=0.0, nodes=2, updates_per_round=40)
     with VirtualGrid(trained, 3, churn=churn) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 1)  # type: ignore[arg-type]
     assert strategy._session is not None

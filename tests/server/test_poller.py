@@ -74,7 +74,7 @@ def honest(message: Message) -> RecordDict:
 
 
 def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
-    settings = {"min_nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
+    settings = {"nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
     rule, clock = CoordinateWiseMedian(), grid.clock
     return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, **settings)
 

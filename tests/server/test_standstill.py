@@ -35,7 +35,7 @@ def strategy(**settings: Any) -> AsyncRobust:
 
 def test_a_long_evaluation_makes_nobodys_reply_late() -> None:
     with VirtualGrid(HONEST, 4) as grid:
-        robust = strategy(lost_rows="drop", updates_per_round=20)
+        robust = strategy(departed="drop", updates_per_round=20)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             until = grid.clock() + 100.0
@@ -65,7 +65,7 @@ def test_a_shut_liar_that_stays_does_not_end_the_run_of_those_who_come_back() ->
 def test_founders_that_are_all_slow_are_not_given_up_together() -> None:
     one = torch.zeros(1)
     tensors = {"x": one}
-    policy = Policy(lost_rows="drop")
+    policy = Policy(departed="drop")
     rule = CoordinateWiseMedian()
     state = initial_state(tensors, (), rule, SGD(lr=1.0), policy, torch.device("cpu"))
     state = on_connected(state, range(5))

@@ -401,7 +401,7 @@ def train(
     strategy = AsyncRobust(
         aggregator or CoordinateWiseMedian(),
         optimizer or AnyTimeSGD(lr=0.1, gamma=0.3),
-        min_nodes=3,
+        nodes=3,
         updates_per_round=20,
         poll_interval=1.0,
     )

@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
         CoordinateWiseMedian(),
         SGD(lr=0.2),
         buffers=["mean"],
-        min_nodes=3,
+        quorum=Quorum(3),
         min_available_nodes=3,
         updates_per_round=20,
         # By count, a liar faster than the others together would have the majority.
