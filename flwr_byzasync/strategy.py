@@ -159,7 +159,8 @@ class AsyncRobust(Strategy):
             (fraction_evaluate, min_evaluate_nodes, evaluate_metrics_aggr_fn),
             train_metrics_aggr_fn,
         )
-        self._hooks, self.aggregator = RoundHooks(settings), settings.aggregator
+        self.settings, self.aggregator = settings, settings.aggregator
+        self._hooks = RoundHooks(settings)
         counts = [
             check_count("min_available_nodes", min_available_nodes),
             check_count("min_train_nodes", min_train_nodes),
@@ -175,7 +176,7 @@ class AsyncRobust(Strategy):
     def summary(self) -> None:
         """Log the settings, as a tree."""
         log_summary(
-            self._hooks.settings,
+            self.settings,
             self.updates_per_round,
             self.min_available_nodes,
             self.checkpoints,
@@ -235,12 +236,12 @@ class AsyncRobust(Strategy):
         plan = RunPlan(
             num_rounds,
             timeout,
-            self._hooks.settings.policy.liveness.poll_interval,
-            self._hooks.settings.policy.liveness.reply_timeout,
+            self.settings.policy.liveness.poll_interval,
+            self.settings.policy.liveness.reply_timeout,
             self.min_available_nodes,
             self.updates_per_round,
             self._end_round,
-            self._hooks.settings.evaluation,
+            self.settings.evaluation,
             evaluate_fn,
             self.callbacks,
             should_stop,

@@ -59,6 +59,9 @@ class FakeGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise AssertionError("deprecated in Flower")
 
+    def sleep(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
     def get_node_ids(self) -> list[int]:
         return [node_id for node_id, node in self.nodes.items() if node.connected]
 

@@ -14,6 +14,7 @@ from flwr_byzasync import AsyncRobust, ConfigError, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from tests.fakes import Behaviour, FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import grouped
 
 START = {"w": torch.tensor([4.0, -4.0])}
 
@@ -41,7 +42,7 @@ def silent(message: Message) -> None:
 
 def strategy_on(clock: FakeClock, **settings: Any) -> AsyncRobust:
     settings = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), **settings}
-    return AsyncRobust(clock=clock, sleep=clock.sleep, **settings)
+    return AsyncRobust(**grouped(**settings))
 
 
 def grid_of(clock: FakeClock, *behaviours: Behaviour, seconds: float = 1.0) -> FakeGrid:
@@ -387,14 +388,14 @@ def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
 
 def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was logged once is remembered, but not for a week of ever new ids."""
-    monkeypatch.setattr("flwr_byzasync.core.events.MOST_ABSENT", 3)
+    monkeypatch.setattr("flwr_byzasync.core.membership.MAX_ABSENT", 3)
     clock, told = FakeClock(), []
 
     class Changing(FakeGrid):
         def get_node_ids(self) -> list[int]:
             stranger = 100 + int(self.clock.now)
             self.nodes.setdefault(stranger, FakeNode(broken, 0.5))
-            told.append(len(strategy._session._logged))
+            told.append(len(strategy._hooks.endpoint._logged))
             return [1, 2, stranger]
 
     strategy = strategy_on(clock, nodes=2, updates_per_round=50, poll_interval=0.5)
@@ -431,16 +432,16 @@ def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
     arrays, _ = strategy.aggregate_train(1, [])
     assert arrays is not None
     strategy.configure_train(2, arrays, ConfigRecord(), grid)
-    assert strategy._session is not None
-    before = strategy._session.state.iterates
+    assert strategy._hooks.endpoint is not None
+    before = strategy._hooks.endpoint.state.iterates
     noisy = {"w": before.x + torch.tensor([0.5, 0.25])}
-    strategy._session.state = replace(strategy._session.state, in_flight={}, nodes={})
+    strategy._hooks.endpoint.state = replace(strategy._hooks.endpoint.state, in_flight={}, nodes={})
     queries = list(strategy.configure_train(3, ArrayRecord(noisy), ConfigRecord(), grid))
     assert queries and all(
         torch.equal(q.content["arrays"].to_torch_state_dict()["w"], noisy["w"])  # type: ignore[union-attr]
         for q in queries
     )
-    after = strategy._session.state.iterates
+    after = strategy._hooks.endpoint.state.iterates
     assert torch.equal(after.w - before.w, after.x - before.x) and after.step == before.step
 
 

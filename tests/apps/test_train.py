@@ -164,9 +164,7 @@ def test_the_gradient_is_that_of_the_cross_entropy_on_the_drawn_batch(name: str)
 
 
 def test_too_few_nodes_are_refused_with_the_command_to_type() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^quorum=10 .* type `flwr run \. --federation-config"
-    ):
+    with pytest.raises(ConfigError, match=r"^quorum=10 .* type `flwr run \. --federation-config"):
         check_nodes(settings(), InMemoryGrid(9))
 
 

@@ -31,16 +31,16 @@ from flwr_byzasync.checkpoints.files import (
     write_file,
 )
 from flwr_byzasync.checkpoints.snapshot import (
-    CLOCK,
     SETTINGS,
     Position,
-    check_identity,
+    check_fingerprint,
     described,
     dump,
     load,
     run_fingerprint,
 )
-from flwr_byzasync.core.events import on_connected, on_reply, on_sent, without_absent
+from flwr_byzasync.core.events import on_reply, on_sent
+from flwr_byzasync.core.membership import on_connected, without_absent
 from flwr_byzasync.core.pending_evaluations import EvaluationRequest, PendingEvaluations
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import InFlightQuery, Node, ServerState, Tables, Update, initial_state
@@ -49,17 +49,18 @@ from flwr_byzasync.core.table import Table
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
+from tests.settings import policy_of
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
 NOT_OF_A_CLOCK = {
-    (Node, "reply_times"), (Node, "metrics"), (InFlightQuery, "limit"), (InFlightQuery, "held"),
-    (PendingEvaluations, "heard"),
+    (Node, "reply_times"), (Node, "metrics"), (InFlightQuery, "limit"), (InFlightQuery, "paused_for"),
+    (PendingEvaluations, "answers"),
 }  # fmt: skip
 """Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
 
 
 def fresh(weigh: WeightPolicy | None = None) -> ServerState:
-    optimizer, policy = AnyTimeSGD(lr=0.1), Policy(nodes=2)
+    optimizer, policy = AnyTimeSGD(lr=0.1), policy_of(nodes=2)
     device = torch.device("cpu")
     return initial_state(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device, weigh)
 
@@ -538,11 +539,11 @@ def test_a_rule_is_described_with_its_settings_and_without_addresses(
 
 def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
     own = run_fingerprint(fresh(), CoordinateWiseMedian())
-    check_identity(own, own, "checkpoint-1")
+    check_fingerprint(own, own, "checkpoint-1")
     assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
     for name in own:
         with pytest.raises(ConfigError, match=f"^{name}=.*when checkpoint-1 was written: other"):
-            check_identity({**own, name: "other"}, own, "checkpoint-1")
+            check_fingerprint({**own, name: "other"}, own, "checkpoint-1")
 
 
 def test_the_tables_are_all_of_the_state_s() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,20 @@ from flwr.serverapp.strategy import Result, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync import (
+    AsyncRobust,
+    ConfigError,
+    CorrectedGradients,
+    Gradient,
+    Gradients,
+    Models,
+    Momenta,
+    Payload,
+    Query,
+    Reason,
+    VirtualGrid,
+    client_app,
+)
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.attacks import Little
@@ -30,11 +44,12 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import mu2
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.server.early_stopping import EarlyStop
-from flwr_byzasync.server.training import RETURN_SECONDS
+from flwr_byzasync.server.training import RECONNECT_SECONDS
 from flwr_byzasync.simulation import virtual_grid as simulation_module
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
-from flwr_byzasync.weights import StalenessDiscount
+from flwr_byzasync.weights import Capped, StalenessDiscount
 from tests.apps.virtual import run_app
+from tests.settings import grouped
 
 RULES: dict[str, Aggregator] = {
     "cwmed": CoordinateWiseMedian(),
@@ -45,12 +60,10 @@ NODES = 6
 ROUNDS = 4
 POLICIES: dict[str, dict[str, Any]] = {
     "counts": {},
-    "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_rate": 2.0},
+    "capped, by age": {"weights": Capped(StalenessDiscount(), 0.3), "max_rate": 2.0},
     "waits and drops": {"on_loss": "wait", "nodes": 3, "departed": "drop"},
-    "models": {"payload": "model", "momentum": 0.5},
-    "the server corrects": {
-        "payload": "gradient", "correction": "server", "beta": None, "departed": "drop"
-    },
+    "models": {"payload": Models(momentum=0.5)},
+    "the server corrects": {"payload": CorrectedGradients(beta=None), "departed": "drop"},
 }  # fmt: skip
 CHURN = (
     Churn(1.3, 1, "leave"),
@@ -149,10 +162,12 @@ class Run:
             "updates_per_round": 9,
             "buffers": ["seen"],
             "checkpoints": None if folder is None else Checkpoints(folder, every_rounds=2),
-            "resume": resume,
             **changes,
         }
-        self.strategy = AsyncRobust(**given)
+        resume = given.pop("resume", resume)
+        if given["checkpoints"] is not None:
+            given["checkpoints"] = replace(given["checkpoints"], resume=resume)
+        self.strategy = AsyncRobust(**grouped(**given))
         self.evaluated: list[int] = []
         self.result: Result | None = None
 
@@ -171,9 +186,9 @@ class Run:
     @property
     def outcome(self) -> tuple[Any, ...]:
         """Everything that two runs have in common if they are the same."""
-        assert self.result is not None and self.strategy._session is not None
+        assert self.result is not None and self.strategy._hooks.endpoint is not None
         arrays = self.result.arrays.to_torch_state_dict()
-        state = self.strategy._session.state
+        state = self.strategy._hooks.endpoint.state
         kept = state.tables.parameters
         return (
             {name: array.tolist() for name, array in arrays.items()},
@@ -301,8 +316,8 @@ def killed_at(kill_at: int, folder: Path, **settings: Any) -> Run:
 
 
 def state_of(run: Run) -> Any:
-    assert run.strategy._session is not None
-    return run.strategy._session.state
+    assert run.strategy._hooks.endpoint is not None
+    return run.strategy._hooks.endpoint.state
 
 
 def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
@@ -363,7 +378,7 @@ def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None
         grid.sleep(0.5)
         assert len(grid.get_node_ids()) == 2
         after = Run(tmp_path).start(grid)
-        assert 60.0 < grid.clock() < RETURN_SECONDS
+        assert 60.0 < grid.clock() < RECONNECT_SECONDS
     nodes = state_of(after).nodes
     assert nodes.keys() == counts.keys() and len(state_of(after).tables.parameters) == NODES
     assert all(node.accepted >= counts[node_id] for node_id, node in nodes.items())
@@ -403,10 +418,10 @@ def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
 def test_a_finished_run_has_its_result_at_once_and_takes_more_rounds(tmp_path: Path) -> None:
     with federation() as grid:
         first = Run(tmp_path).start(grid)
-        asked, clock = state_of(first).queries, grid.clock()
+        asked, clock = state_of(first).next_query_id, grid.clock()
         again = Run(tmp_path).start(grid)
         assert again.outcome == first.outcome and again.evaluated == []
-        assert (state_of(again).queries, grid.clock()) == (asked, clock)
+        assert (state_of(again).next_query_id, grid.clock()) == (asked, clock)
         more = Run(tmp_path).start(grid, rounds=ROUNDS + 2)
     assert more.evaluated == [ROUNDS + 1, ROUNDS + 2]
     assert more.result is not None
@@ -460,32 +475,29 @@ def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
         Run(tmp_path, resume=False).start(grid)
 
 
-@pytest.mark.parametrize("changes", [{"beta": 0.5}, {"correction": "client", "beta": 0.25}])
-def test_replies_that_are_read_otherwise_are_refused(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    first = next(iter(changes))
+@pytest.mark.parametrize("payload", [CorrectedGradients(0.5), Gradients(), Momenta()])
+def test_another_payload_is_refused(tmp_path: Path, payload: Payload) -> None:
     given = POLICIES["the server corrects"]
     killed_at(12, tmp_path, **given)
-    with federation() as grid, pytest.raises(ConfigError, match=rf"^{first}="):
-        Run(tmp_path, **{**given, **changes}).start(grid)
+    with federation() as grid, pytest.raises(ConfigError, match=r"^payload='.*CorrectedGradients"):
+        Run(tmp_path, **{**given, "payload": payload}).start(grid)
 
 
 @pytest.mark.parametrize("stop", [EarlyStop("replies", at_least=18), EarlyStop(seconds=5.0)])
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop) -> None:
     """Also where it was killed before it could say so, after its last checkpoint."""
     with federation() as grid:
-        whole = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        whole = Run(tmp_path / "a", callbacks=[stop]).start(grid, rounds=50)
         clock = grid.clock()
-        again = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        again = Run(tmp_path / "a", callbacks=[stop]).start(grid, rounds=50)
         assert again.outcome == whole.outcome and again.evaluated == []
         assert grid.clock() == clock
     rounds = max(whole.evaluated)
     assert 1 < rounds < 10
     with federation() as grid:
         with pytest.raises(KeyboardInterrupt):
-            Run(tmp_path / "b", early_stop=stop).start(Killing(grid, 9 * rounds), rounds=50)
-        assert Run(tmp_path / "b", early_stop=stop).start(grid, rounds=50).outcome == whole.outcome
+            Run(tmp_path / "b", callbacks=[stop]).start(Killing(grid, 9 * rounds), rounds=50)
+        assert Run(tmp_path / "b", callbacks=[stop]).start(grid, rounds=50).outcome == whole.outcome
         more = Run(tmp_path / "b").start(grid, rounds=rounds + 1)
     assert more.evaluated == [rounds + 1]
 
@@ -494,14 +506,14 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop)
     ("settings", "argument"),
     [
         ({"checkpoints": "/tmp/run1"}, "checkpoints"),
-        ({"checkpoints": None, "resume": True}, "resume"),
-        ({"resume": 1}, "resume"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AsyncRobust(CoordinateWiseMedian(), SGD(0.1), **settings)
     assert caught.value.argument == argument
+    with pytest.raises(ConfigError, match=r"^resume=1 "):
+        Checkpoints("/tmp/run1", resume=1)  # type: ignore[arg-type]
 
 
 def test_flowers_synchronous_loop_is_refused_because_nothing_would_be_written(
@@ -523,8 +535,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     newest.write_bytes(newest.read_bytes()[:-100])
     with federation() as grid:
         after = Run(tmp_path).start(grid)
-    assert f"Checkpoint {newest.name} is not used: it is no whole safetensors file" in caplog.text
-    assert f"Going on from {older.name}" in caplog.text
+    assert (
+        f"Checkpoint {newest.name} is not used: it is not a complete safetensors file"
+        in caplog.text
+    )
+    assert f"Resuming from {older.name}" in caplog.text
     assert after.evaluated == [3, 4]
 
 
@@ -532,7 +547,7 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> No
     killed_at(30, tmp_path)
     for path in tmp_path.glob("checkpoint-*"):
         path.write_bytes(b"")
-    with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a whole checkpoint"):
+    with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a complete checkpoint"):
         Run(tmp_path).start(grid)
 
 
@@ -540,7 +555,7 @@ class StoppedError(BaseException):
     """As Flower tells that a run was stopped: no Exception."""
 
 
-@pytest.mark.parametrize("where", ["evaluate_fn", "on_round_end", "grid", "rule"])
+@pytest.mark.parametrize("where", ["evaluate_fn", "callback", "grid", "rule"])
 def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, where: str) -> None:
     """All but that of a rule, which may come when a row is replaced and nobody knows of it."""
     calls = 0
@@ -557,24 +572,24 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
 
     settings: dict[str, Any] = {"checkpoints": Checkpoints(tmp_path, every_rounds=1000)}
     with federation() as grid:
-        whole = Run(None, on_round_end=lambda *_: None).start(grid).outcome
+        whole = Run(None, callbacks=[lambda *_: None]).start(grid).outcome
     with federation() as grid:
-        run = Run(tmp_path, **settings)
+        own: dict[str, Any] = {"callback": {"callbacks": [fails]}, "rule": {"aggregator": rule}}
+        run = Run(tmp_path, **settings, **own.get(where, {}))
         if where == "evaluate_fn":
             evaluate = run.evaluate
             run.evaluate = lambda *given: fails() or evaluate(*given)  # type: ignore[method-assign]
-        elif where == "on_round_end":
-            run.strategy.on_round_end = fails
-        elif where == "rule":
-            run.strategy.aggregator = rule
-        else:
+        elif where == "grid":
             pull, reached = grid.pull_messages, lambda: run.strategy.statistics().accepted > 12
             grid.pull_messages = lambda ids: (reached() and fails()) or pull(ids)  # type: ignore
         with pytest.raises(StoppedError, match=where):
             run.start(grid)
         assert len(list(tmp_path.iterdir())) == (where != "rule")
         if where == "rule":
-            assert run.strategy._session is not None and run.strategy._session.inconsistent
+            assert (
+                run.strategy._hooks.endpoint is not None
+                and run.strategy._hooks.endpoint.inconsistent
+            )
             return
         assert Run(tmp_path, **settings).start(grid).outcome == whole
 
@@ -583,8 +598,8 @@ def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> No
     settings: dict[str, Any] = {
         "reply_timeout": np.int64(600), "min_reply_timeout": np.float32(60),
         "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_rate": Fraction(5, 2),
-        "weights": StalenessDiscount(np.float32(0.5)), "max_share": np.float64(0.5),
-        "early_stop": EarlyStop(seconds=np.int32(10**6)),
+        "weights": Capped(StalenessDiscount(np.float32(0.5)), np.float64(0.5)),
+        "callbacks": [EarlyStop(seconds=np.int32(10**6))],
     }  # fmt: skip
     checkpoints = Checkpoints(tmp_path, np.int64(1), np.float32(600), np.int64(2))
     with federation() as grid:

@@ -13,23 +13,22 @@ from hypothesis import strategies as st
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.core.events import (
-    MOST_ABSENT,
     due_nodes,
     on_all_quarantined,
     on_clock,
-    on_connected,
+    on_clock_paused,
     on_end,
     on_reply,
     on_sent,
-    on_standstill,
     on_unsent,
 )
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.quorum import is_responsive, paused, quorum
+from flwr_byzasync.core.membership import MAX_ABSENT, on_connected
+from flwr_byzasync.core.quorum import is_responsive, quorum_size, waits_for_nodes
 from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import Status
 from flwr_byzasync.optimizers import AnyTimeSGD
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
+from tests.settings import policy_of
 
 CPU = torch.device("cpu")
 RULE = CTMA(GeometricMedian(), byz_fraction=0.25)
@@ -54,9 +53,9 @@ HEARD: list[tuple[str, object]] = [
 
 
 def fresh(
-    min_nodes: int | None = None, weigh: WeightPolicy | None = None, **settings: Any
+    nodes: int | None = None, weigh: WeightPolicy | None = None, **settings: Any
 ) -> ServerState:
-    policy = Policy(nodes=min_nodes, max_consecutive_faults=3, reply_timeout=10.0, **settings)
+    policy = policy_of(nodes=nodes, max_consecutive_faults=3, reply_timeout=10.0, **settings)
     start = {"w": torch.tensor([1.0, -1.0]), "mean": torch.zeros(1), "n": torch.tensor(0)}
     state = initial_state(start, ["mean"], RULE, AnyTimeSGD(0.1), policy, CPU, weigh)
     return on_connected(state, [0, 1, 2])
@@ -98,7 +97,7 @@ def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerSta
             case "wait":
                 now += what  # type: ignore[operator]
                 state = on_clock(state, now)
-        if kind != "update" and state.policy.departed == "keep":
+        if kind != "update" and state.policy.liveness.departed == "keep":
             assert contents(state) == before
         states.append(state)
     return states
@@ -137,7 +136,7 @@ def test_a_step_is_made_with_each_accepted_reply_once_the_quorum_has_replied(
 
 def test_one_early_liar_does_not_steer_alone() -> None:
     state = fresh()
-    assert quorum(state) == 3
+    assert quorum_size(state) == 3
     for k in range(5):
         state = on_sent(state, 0, f"m{k}", k, 0.0)
         state = on_reply(state, f"m{k}", update(1e6), 0.0)
@@ -147,7 +146,7 @@ def test_one_early_liar_does_not_steer_alone() -> None:
 
 def test_a_founder_that_vanishes_is_not_waited_for() -> None:
     state = on_connected(fresh(), [0, 1])
-    assert quorum(state) == 2
+    assert quorum_size(state) == 2
     for node in (0, 1):
         state = on_sent(state, node, f"m{node}", node, 0.0)
         state = on_reply(state, f"m{node}", update(1.0), 0.0)
@@ -155,18 +154,18 @@ def test_a_founder_that_vanishes_is_not_waited_for() -> None:
 
 
 def test_the_quorum_never_falls_below_more_than_half_of_the_founders() -> None:
-    assert quorum(on_connected(fresh(), [0])) == 2
+    assert quorum_size(on_connected(fresh(), [0])) == 2
 
 
 def test_a_founder_that_sends_what_cannot_be_used_is_not_waited_for() -> None:
     state = on_sent(fresh(), 0, "m", 0, 0.0)
-    assert quorum(on_reply(state, "m", Rejected(Reason.NON_FINITE), 0.0)) == 2
+    assert quorum_size(on_reply(state, "m", Rejected(Reason.NON_FINITE), 0.0)) == 2
 
 
 def test_a_founder_that_replied_and_left_still_counts_for_the_quorum() -> None:
     state = on_sent(fresh(), 0, "m", 0, 0.0)
     state = on_connected(on_reply(state, "m", update(1.0), 0.0), [1, 2])
-    assert quorum(state) == 3
+    assert quorum_size(state) == 3
 
 
 def test_buffers_follow_the_median_and_counters_keep_a_value_that_was_sent() -> None:
@@ -184,7 +183,7 @@ def test_buffers_follow_the_median_and_counters_keep_a_value_that_was_sent() -> 
 
 def test_one_node_without_attack_is_plain_mu2_sgd() -> None:
     """The server adds nothing of its own: its iterates are those of the recursion by hand."""
-    policy, optimizer = Policy(nodes=1), AnyTimeSGD(lr=0.5, gamma=0.1)
+    policy, optimizer = policy_of(nodes=1), AnyTimeSGD(lr=0.5, gamma=0.1)
     rule = CTMA(CoordinateWiseMedian(), byz_fraction=0.0)
     start = {"w": torch.tensor([2.0])}
     state = on_connected(initial_state(start, (), rule, optimizer, policy, CPU), [7])
@@ -261,7 +260,7 @@ def waiting_with_one_of_two() -> ServerState:
     for node in (0, 1):
         state = reply(state, node, 1.0)
     state = on_connected(state, [0])
-    assert state.iterates.step == 1 and paused(state)
+    assert state.iterates.step == 1 and waits_for_nodes(state)
     return state
 
 
@@ -278,7 +277,7 @@ def test_a_waiting_run_takes_in_what_is_in_flight_and_asks_only_who_does_not_ans
 def test_a_waiting_run_goes_on_with_the_reply_that_makes_enough_nodes(node: int) -> None:
     state = on_connected(waiting_with_one_of_two(), [0, node])
     state = reply(state, node, 2.0)
-    assert state.iterates.step == 2 and not paused(state)
+    assert state.iterates.step == 2 and not waits_for_nodes(state)
     assert due_nodes(state, [0, node], now=1e9) == [0, node]
 
 
@@ -287,15 +286,15 @@ def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
     for node in (0, 1):
         state = reply(state, node, 1.0)
     state = reply(on_connected(state, [0]), 0, 2.0)
-    assert state.iterates.step == 2 and not paused(state)
+    assert state.iterates.step == 2 and not waits_for_nodes(state)
 
 
 def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_answer() -> None:
     state = fresh(on_loss="wait")
     for node in (0, 1, 2):
         state = reply(state, node, 1.0)
-    assert not paused(on_connected(state, [0, 1]))
-    assert paused(on_connected(state, [0]))
+    assert not waits_for_nodes(on_connected(state, [0, 1]))
+    assert waits_for_nodes(on_connected(state, [0]))
 
 
 def test_neither_silent_nor_shut_nodes_nor_those_on_their_way_back_answer() -> None:
@@ -303,13 +302,15 @@ def test_neither_silent_nor_shut_nodes_nor_those_on_their_way_back_answer() -> N
     state = on_connected(state, [0, 1])
     asked_again = on_sent(state, 1, "back", state.next_query_id, 0.0)
     silent = on_clock(asked_again, 11.0)
-    assert paused(silent) and paused(on_sent(silent, 1, "again", silent.next_query_id, 99.0))
+    assert waits_for_nodes(silent) and waits_for_nodes(
+        on_sent(silent, 1, "again", silent.next_query_id, 99.0)
+    )
     shut = asked_again
     for k in range(3):
         shut = on_reply(shut, "back", Rejected(Reason.NON_FINITE), 0.0)
-        assert paused(shut) == (k == 2)
+        assert waits_for_nodes(shut) == (k == 2)
         shut = on_sent(shut, 1, "back", shut.next_query_id, 0.0)
-    assert paused(shut)
+    assert waits_for_nodes(shut)
 
 
 def test_a_founder_that_comes_back_without_a_row_does_not_stop_a_run_that_goes() -> None:
@@ -391,10 +392,10 @@ def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_fa
 def test_where_nobodys_pace_is_known_a_node_is_asked_at_once() -> None:
     """All that came had waited while the server did not listen. Found by the fuzz test."""
     state = on_sent(fresh(max_rate=2.0), 0, "q", 0, 0.0)
-    state = on_reply(on_standstill(state, 30.0), "q", update(1.0), 31.0)
+    state = on_reply(on_clock_paused(state, 30.0), "q", update(1.0), 31.0)
     assert state.nodes[0].reply_times == () and state.nodes[0].due == 31.0
     state = on_sent(state, 0, "r", 1, 40.0)
-    state = on_reply(on_standstill(state, 5.0), "r", update(1.0), 50.0)
+    state = on_reply(on_clock_paused(state, 5.0), "r", update(1.0), 50.0)
     assert state.nodes[0].reply_times == (5.0,)
 
 
@@ -428,29 +429,29 @@ def test_nodes_that_come_under_ever_new_ids_fill_no_memory() -> None:
     for node in range(3):
         state = answered(state, node, 0.0, 1.0)
     before = contents(state)
-    for k in range(MOST_ABSENT + 500):
+    for k in range(MAX_ABSENT + 500):
         stranger = 1000 + k
         state = on_connected(state, [0, 1, 2, stranger])
         state = on_sent(state, stranger, f"s{k}", asked + k, 2.0)
         if k % 2:
             state = on_reply(state, f"s{k}", Rejected(Reason.NON_FINITE), 2.0)
     state = on_connected(state, [0, 1, 2])
-    assert len(state.nodes) == 3 + MOST_ABSENT
-    assert set(state.nodes) >= {0, 1, 2, 1000 + MOST_ABSENT + 499}
+    assert len(state.nodes) == 3 + MAX_ABSENT
+    assert set(state.nodes) >= {0, 1, 2, 1000 + MAX_ABSENT + 499}
     assert {line.node_id for line in state.in_flight.values()} <= set(state.nodes)
     assert contents(state) == before
 
 
 def test_a_founder_that_is_awaited_is_not_forgotten() -> None:
     state = on_connected(fresh(), [1, 2])
-    for k in range(MOST_ABSENT + 10):
+    for k in range(MAX_ABSENT + 10):
         state = on_connected(state, [1, 2, 1000 + k])
     assert 0 in state.nodes and state.quorum_pending == {0, 1, 2}
-    assert quorum(state) == 2
+    assert quorum_size(state) == 2
 
 
 def test_a_node_with_weight_is_not_forgotten() -> None:
     state = answered(fresh(), 0, 0.0, 1.0)
-    for k in range(MOST_ABSENT + 10):
+    for k in range(MAX_ABSENT + 10):
         state = on_connected(state, [1, 2, 1000 + k])
     assert state.nodes[0].row == 0 and len(state.tables.parameters) == 1

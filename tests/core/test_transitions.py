@@ -7,19 +7,13 @@ import torch
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.core.events import (
-    due_nodes,
-    on_clock,
-    on_connected,
-    on_reply,
-    on_sent,
-    on_unsent,
-)
-from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.events import due_nodes, on_clock, on_reply, on_sent, on_unsent
+from flwr_byzasync.core.membership import on_connected
 from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
 from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS
 from flwr_byzasync.optimizers import SGD
+from tests.settings import policy_of
 
 NODE, OTHER = 1, 2
 FAULT = Rejected(Reason.NON_FINITE)
@@ -30,7 +24,14 @@ def update(value: float = 1.0) -> Update:
 
 
 def fresh(max_consecutive_faults: int = 3, **settings: Any) -> ServerState:
-    policy = Policy(**{"nodes": 1, "max_consecutive_faults": max_consecutive_faults, "reply_timeout": 10.0, **settings})
+    policy = policy_of(
+        **{
+            "nodes": 1,
+            "max_consecutive_faults": max_consecutive_faults,
+            "reply_timeout": 10.0,
+            **settings,
+        }
+    )
     start = {"w": torch.tensor([0.0])}
     state = initial_state(start, (), CoordinateWiseMedian(), SGD(1.0), policy, torch.device("cpu"))
     return on_connected(state, [NODE, OTHER])

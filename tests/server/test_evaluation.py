@@ -23,7 +23,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync import AsyncRobust, Liveness, Models, VirtualGrid
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.server.evaluation import EvaluationSettings
 from flwr_byzasync.server.metrics_aggregation import aggregate_metrics, mean_metrics
@@ -156,7 +156,7 @@ def test_the_nodes_of_a_round_are_sent_that_round_s_model(
         ended[server_round] = float(arrays.to_torch_state_dict()["w"].norm())
 
     strategy = AsyncRobust(
-        fraction_evaluate=fraction, min_evaluate_nodes=least, on_round_end=on_round_end
+        fraction_evaluate=fraction, min_evaluate_nodes=least, callbacks=[on_round_end]
     )
     with VirtualGrid(app_of(evaluate), 5) as grid:
         config = ConfigRecord({"batch": 8})
@@ -173,10 +173,12 @@ def test_the_nodes_of_a_round_are_sent_that_round_s_model(
 def test_without_models_as_replies_nobody_is_asked_unless_told_to() -> None:
     from flwr_byzasync.optimizers import SGD
 
-    assert AsyncRobust().evaluation.fraction == 1.0
-    assert AsyncRobust(payload="model", optimizer=SGD(0.1)).evaluation.fraction == 1.0
-    assert AsyncRobust(optimizer=SGD(0.1)).evaluation.fraction == 0.0
-    assert AsyncRobust(optimizer=SGD(0.1), fraction_evaluate=0.5).evaluation.fraction == 0.5
+    assert AsyncRobust().settings.evaluation.fraction == 1.0
+    assert AsyncRobust(payload=Models(), optimizer=SGD(0.1)).settings.evaluation.fraction == 1.0
+    assert AsyncRobust(optimizer=SGD(0.1)).settings.evaluation.fraction == 0.0
+    assert (
+        AsyncRobust(optimizer=SGD(0.1), fraction_evaluate=0.5).settings.evaluation.fraction == 0.5
+    )
 
 
 # --- slow, gone, silent ---------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
         ended.append(float(arrays.to_torch_state_dict()["w"].norm()))
 
     result, _, _ = run(
-        seconds=seconds, rounds=30, updates_per_round=4, nodes=4, on_round_end=on_round_end
+        seconds=seconds, rounds=30, updates_per_round=4, nodes=4, callbacks=[on_round_end]
     )
     assert list(result.evaluate_metrics_clientapp) == list(range(1, 31))
     assert [record["norm"] for record in result.evaluate_metrics_clientapp.values()] == ended
@@ -258,7 +260,7 @@ def test_a_network_that_fails_costs_answers_and_nothing_else() -> None:
         return calls[0] % 3 != 1 or message.metadata.message_type == MessageType.TRAIN
 
     grid = FakeGrid(clock, {k: FakeNode(node) for k in range(5)}, on_push=failing)
-    strategy = AsyncRobust(clock=clock, sleep=clock.sleep)
+    strategy = AsyncRobust()
     result = strategy.start(grid, ArrayRecord(START), 6)
     assert strategy.statistics().accepted == 30 and strategy.statistics().reasons == {}
     assert list(result.evaluate_metrics_clientapp) == [1, 2, 3, 4, 5, 6]
@@ -355,7 +357,7 @@ def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> N
         clock = FakeClock()
         nodes = {k: FakeNode(behave if k == 2 else node) for k in range(5)}
         strategy = AsyncRobust(
-            clock=clock, sleep=clock.sleep, poll_interval=0.5, evaluate_metrics_aggr_fn=function
+            liveness=Liveness(poll_interval=0.5), evaluate_metrics_aggr_fn=function
         )
         rounds = len(chosen)
         result = strategy.start(FakeGrid(clock, nodes), ArrayRecord(START), rounds)
@@ -470,7 +472,7 @@ def test_where_no_evaluate_function_is_registered_nobody_is_asked_for_long_and_o
 def test_a_finished_run_keeps_the_metrics_of_its_last_round(tmp_path: Path) -> None:
     results = []
     for resume in (False, True):
-        strategy = AsyncRobust(checkpoints=Checkpoints(tmp_path), resume=resume)
+        strategy = AsyncRobust(checkpoints=Checkpoints(tmp_path, resume=resume))
         with VirtualGrid(app_of(), 3) as grid:
             results.append(strategy.start(grid, ArrayRecord(START), 3))  # type: ignore[arg-type]
     assert list(results[0].evaluate_metrics_clientapp) == [1, 2, 3]

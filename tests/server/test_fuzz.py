@@ -17,11 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, Reason
+from flwr_byzasync import AsyncRobust, CorrectedGradients, Gradients, Models, Payload, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.core import events
-from flwr_byzasync.core.contribution import Reading
-from flwr_byzasync.core.policy import Policy
+from flwr_byzasync.core.membership import on_connected
 from flwr_byzasync.core.state import Rejected, ServerState, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Event, Status, move
 from flwr_byzasync.optimizers import SGD
@@ -31,6 +30,7 @@ from flwr_byzasync.wire.arrays import record_of
 from flwr_byzasync.wire.keys import MessageFormat
 from flwr_byzasync.wire.replies import MAX_METRICS
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import policy_of
 from tests.wire.zoo import CPU, MODEL, USABLE, ZOO, answered
 
 NODES = 6
@@ -85,29 +85,29 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
     return weights.to(rows.dtype) @ rows / weights.sum()
 
 
-READINGS = (
-    Reading("model"),
-    Reading("model", momentum=0.5),
-    Reading("model", delay_compensation=0.5),
-    Reading("gradient", momentum=0.9),
-    Reading("gradient", "server", beta=None),
+PAYLOADS = (
+    Models(0.0),
+    Models(0.0, 0.5),
+    Models(0.5),
+    Gradients(0.9),
+    CorrectedGradients(None),
 )
 
 
-def session_of(kind: int, clock: Callable[[], float], reading: Reading | None = None) -> Endpoint:
+def session_of(kind: int, clock: Callable[[], float], payload: Payload | None = None) -> Endpoint:
     """Return a session whose policy follows the bits of `kind`."""
-    policy = Policy(
+    policy = policy_of(
+        payload,
         nodes=(None, 1, 2, 3)[kind & 3],
         max_consecutive_faults=2 + (kind >> 2 & 1),
         on_loss=("continue", "wait")[kind >> 3 & 1],
         departed=("keep", "drop")[kind >> 4 & 1],
         max_rate=(None, 2.0)[kind >> 6 & 1],
-        reading=reading or Reading(),
     )
     weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
     # Small, because huge replies must not end in infinity: no rule is under test.
     state = initial_state(MODEL, ["mean"], mean, SGD(1e-200), policy, CPU, weigh)
-    return Endpoint(state, MessageFormat(policy.reading.payload, "arrays", "config"), CPU, clock)
+    return Endpoint(state, MessageFormat(policy.payload.NAME, "arrays", "config"), CPU, clock)
 
 
 def held(state: ServerState) -> tuple[object, ...]:
@@ -158,12 +158,15 @@ class Player:
         if after.accepted == before.accepted:
             assert all(a is b for a, b in zip(held(after), objects, strict=True))
             # Rows go where nodes are lost, and nowhere else.
-            lost = after.policy.departed == "drop" and doing in (Player.wait, Player.connect)
+            lost = after.policy.liveness.departed == "drop" and doing in (
+                Player.wait,
+                Player.connect,
+            )
             if not lost or len(after.tables.parameters) == rows:
                 assert self.contents == contents
         if before.iterates.step == 0 < after.iterates.step:
             # In the test's own words: as many as were asked for, or more than half of the start.
-            least = after.policy.min_nodes or len(after.initial_nodes) // 2 + 1
+            least = after.policy.quorum.nodes or len(after.initial_nodes) // 2 + 1
             assert len(after.tables.parameters) >= least
         self.check(after)
 
@@ -225,7 +228,7 @@ class Player:
         before, seconds = self.session.state, WAITS[which % len(WAITS)]
         self.now += seconds
         if whose % 4 == 3 and seconds > 0:
-            before = events.on_standstill(before, seconds)
+            before = events.on_clock_paused(before, seconds)
         for line in before.in_flight.values():
             late = not line.overdue and self.now - line.sent_at > line.limit
             self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.QUERIED
@@ -240,7 +243,7 @@ class Player:
         for node_id, node in nodes.items():
             gone = node_id not in self.connected and node.status is Status.QUERIED
             self.expected[Reason.NODE_GONE] += gone
-        self.session.state = events.on_connected(self.session.state, self.connected)
+        self.session.state = on_connected(self.session.state, self.connected)
 
     def ask(self, whose: int, which: int) -> None:
         """Everyone who is due is asked; every fourth query cannot be handed over."""
@@ -317,10 +320,10 @@ def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
     assert_all_reached(reached)
 
 
-def in_the_words_of(reading: Reading, content: RecordDict, query: int, before: bool) -> RecordDict:
-    """Turn a reply of the zoo into one of another payload, with what is wrong in it."""
+def with_payload(payload: Payload, content: RecordDict, query: int, before: bool) -> RecordDict:
+    """Turn a reply of the zoo into one of another payload, with its fault."""
     arrays, others = content.get("arrays"), content.get("buffers")
-    if reading.payload == "model" and isinstance(arrays, ArrayRecord):
+    if payload.NAME == "model" and isinstance(arrays, ArrayRecord):
         if isinstance(others, ArrayRecord):
             for name, array in others.items():
                 arrays[name] = array
@@ -329,14 +332,14 @@ def in_the_words_of(reading: Reading, content: RecordDict, query: int, before: b
         content["arrays-prev"] = arrays
     config = content.get("config")
     if isinstance(config, ConfigRecord) and config.get("byz.payload") == "momentum":
-        config["byz.payload"] = reading.payload
+        config["byz.payload"] = payload.NAME
     set_echo(content, query, None)
     return content
 
 
-@pytest.mark.parametrize("reading", READINGS, ids=str)
+@pytest.mark.parametrize("payload", PAYLOADS, ids=str)
 def test_whatever_replies_are_only_accepted_ones_move_the_model(
-    reading: Reading, message: Message
+    payload: Payload, message: Message
 ) -> None:
     names = [name for name in (*ZOO, *USABLE) if name != "no content"]
     reached: Counter[object] = Counter()
@@ -344,22 +347,22 @@ def test_whatever_replies_are_only_accepted_ones_move_the_model(
     @settings(max_examples=max(10, EXAMPLES // 5))
     @given(st.binary(min_size=61, max_size=61))
     def law(script: bytes) -> None:
-        session = session_of(script[0] & 0b0111101, lambda: 0.0, reading)
-        session.state = events.on_connected(session.state, range(4))
+        session = session_of(script[0] & 0b0111101, lambda: 0.0, payload)
+        session.state = on_connected(session.state, range(4))
         for k in range(1, len(script), 3):
             what, whose, which = script[k : k + 3]
             node_id, key = whose % 4, f"{k}"
-            session.state = events.on_connected(session.state, range(4 if what % 8 else 3))
+            session.state = on_connected(session.state, range(4 if what % 8 else 3))
             session.state = events.on_sent(
                 session.state, node_id, key, session.state.next_query_id, 0.0
             )
             line = session.state.in_flight[key]
-            assert (line.point is not None) == reading.keeps_sent
+            assert (line.point is not None) == payload.keeps_query_point
             # Half of them can be used.
             name = names[which % len(names)] if what & 1 else list(USABLE)[which % len(USABLE)]
             made = ZOO[name][0]() if name in ZOO else USABLE[name]()
             if isinstance(made, RecordDict):
-                made = in_the_words_of(reading, made, line.query, line.with_previous)
+                made = with_payload(payload, made, line.query, line.with_previous)
             before, contents = session.state, written(session.state)
             session.receive(key, answered(message, made))
             after = session.state
@@ -394,7 +397,9 @@ def test_a_run_among_nodes_that_send_anything_trains(script: bytes) -> None:
 
     nodes = {k: FakeNode(reply_to if k < 3 else hostile) for k in range(5)}
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), SGD(0.1), buffers=["mean"], clock=clock, sleep=clock.sleep
+        CoordinateWiseMedian(),
+        SGD(0.1),
+        buffers=["mean"],
     )
     result = strategy.start(FakeGrid(clock, nodes), record_of(MODEL), 15)
     statistics = strategy.statistics()
@@ -441,7 +446,7 @@ def memory_of(work: Callable[[], object]) -> int:
 def waiting(message: Message) -> Endpoint:
     """Return a session that has a step behind it and waits for node 0."""
     session = session_of(1, lambda: 0.0)
-    session.state = events.on_connected(session.state, [0])
+    session.state = on_connected(session.state, [0])
     for key in ("first", "second"):
         good = Prepared(answered(message, USABLE["good"]()), None)
         session.state = events.on_sent(session.state, 0, key, session.state.next_query_id, 0.0)

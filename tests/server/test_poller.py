@@ -22,6 +22,7 @@ from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.server import poller as pulls_module
 from flwr_byzasync.server.poller import MAX_HANGING_PULLS, ReplyPoller
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import grouped
 
 START = {"w": torch.tensor([4.0, -4.0])}
 HANGING = 3
@@ -60,6 +61,13 @@ class HangingGrid(FakeGrid):
             thread.join(60)
 
 
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pulls run in threads, as on a grid without a clock of its own."""
+    real = (time.monotonic, time.sleep)
+    monkeypatch.setattr("flwr_byzasync.server.poller.clock_of", lambda grid: real)
+
+
 @pytest.fixture
 def grid() -> Iterator[HangingGrid]:
     """Three honest nodes; the pulls of the last one's messages hang."""
@@ -75,8 +83,7 @@ def honest(message: Message) -> RecordDict:
 
 def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
     settings = {"nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
-    rule, clock = CoordinateWiseMedian(), grid.clock
-    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, **settings)
+    return AsyncRobust(CoordinateWiseMedian(), SGD(0.1), **grouped(**settings))
 
 
 def final(result: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust
+from flwr_byzasync import AsyncRobust, Liveness, Quorum
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust
+from flwr_byzasync import AsyncRobust, Quorum
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
 
