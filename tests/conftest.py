@@ -1,6 +1,7 @@
-"""Hypothesis profiles, one thread for every test, and Flower messages outside a running task."""
+"""What all tests share: profiles, one thread, default signals, Flower messages outside a task."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # Sums are split by the number of threads: with one, results do not depend on the machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM as Python has them by default, in the tests and in what they start.
+
+    Where pytest runs in the background of a script it inherits an ignored SIGINT, which the
+    package would leave ignored, and which every process that a test starts would inherit too.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -254,7 +254,7 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
     script = tmp_path / "run.py"
     script.write_text(
         "import threading\n"
-        "from flwr_byzasync.compat import task\n"
+        "from flwr_byzasync.wire.flower_compat import task\n"
         "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes)\n"
