@@ -2,16 +2,18 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import settings
 
+from flwr_byzasync.server import poller
 from flwr_byzasync.wire.flower_compat import post, task
 
-settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("night", max_examples=400, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
@@ -50,3 +52,62 @@ def message(_task_identity: None) -> Message:
     query = Message(content, dst_node_id=5, message_type="train")
     post(query, "m", run_id=1, src_node_id=1)
     return query
+
+
+class _ThisThread:
+    """A thread that does its work as it is started."""
+
+    def __init__(self, target: Callable[[], None], name: str, daemon: bool) -> None:
+        self.start = target
+
+
+@pytest.fixture
+def pulls_in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pull replies without a thread for each, which costs most of a test's time on FakeGrid.
+
+    It also keeps a busy machine from delaying a pull beyond the strategy's patience. Threads,
+    and pulls that hang, are tested in server/test_poller.py.
+    """
+    monkeypatch.setattr(poller, "Thread", _ThisThread)
+
+
+# --- the last line of a run that leaves tests out -------------------------------------------
+
+TIERS = ("slow", "deployment")
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = dict.fromkeys(TIERS, 0)
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what -m leaves out: a call for tests of these tiers only. -k leaves out others too."""
+    tiers = [next(filter(item.get_closest_marker, TIERS), None) for item in items]
+    if None not in tiers:
+        for item, tier in zip(items, tiers, strict=True):
+            item.config.stash[LEFT_OUT][tier] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest-xdist each worker collects all tests: let the one that reports know."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[LEFT_OUT] |= getattr(node, "workeroutput", {}).get("left_out", {})
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    yield
+    counts = terminalreporter.config.stash[LEFT_OUT]
+    told = [f"{count} {tier} (pytest -m {tier})" for tier, count in counts.items() if count]
+    if told:
+        terminalreporter.write_line(
+            f"Tests left out: {', '.join(told)}. `.ci/run` runs everything."
+        )

@@ -15,6 +15,8 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from tests.fakes import Behaviour, FakeClock, FakeGrid, FakeNode, reply_to
 
+pytestmark = pytest.mark.usefixtures("pulls_in_this_thread")
+
 START = {"w": torch.tensor([4.0, -4.0])}
 
 

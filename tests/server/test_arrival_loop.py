@@ -15,6 +15,8 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 
+pytestmark = pytest.mark.usefixtures("pulls_in_this_thread")
+
 START = {"w": torch.tensor([4.0, -4.0])}
 
 

@@ -28,6 +28,8 @@ from flwr_byzasync.wire.keys import Wire
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 from tests.wire.zoo import CPU
 
+pytestmark = pytest.mark.usefixtures("pulls_in_this_thread")
+
 START = {"w": torch.tensor([4.0, -4.0]), "b": torch.tensor([[1.0]])}
 LARGE = float(np.float32(3e38))
 FLOATS = st.floats(-LARGE, LARGE, width=32)
