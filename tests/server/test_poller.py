@@ -70,13 +70,13 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingGrid]:
     Pulls are waited for until they end or hang, however slow the machine is.
     """
     made = HangingGrid(FakeClock(), {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)})
-    known = 0
+    known: list[threading.Thread] = []
 
     def until_it_ends_or_hangs(futures: list[Future[Any]], timeout: float) -> None:
         nonlocal known
-        while not (futures[0].done() or len(made.hung) > known):
+        while not futures[0].done() and list(made.hung.values()) == known:
             wait(futures, timeout=0.001)
-        known = len(made.hung)
+        known = list(made.hung.values())
 
     monkeypatch.setattr(pulls_module, "wait", until_it_ends_or_hangs)
     yield made
