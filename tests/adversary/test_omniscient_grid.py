@@ -249,6 +249,7 @@ def test_an_attack_that_sees_all_ruins_the_mean_and_not_a_robust_rule() -> None:
     assert error_of(attack, GeometricMedian()) < 0.5
 
 
+@pytest.mark.slow
 def test_little_biases_a_median_more_the_more_it_deviates() -> None:
     rule = CoordinateWiseMedian()
     assert error_of(Little(z=1.0), rule) > 2 * error_of(Little(z=0.0), rule)

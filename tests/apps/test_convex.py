@@ -242,12 +242,14 @@ def test_what_was_run_is_kept_and_what_was_cut_short_is_run_again(
     assert path.read_text() == text and again[cells[1]] == first[cells[1]]
 
 
+@pytest.mark.slow
 def test_processes_give_what_the_loop_gives(tmp_path: Path) -> None:
     cells = [replace(SMALL, seed=seed, horizon=64) for seed in (1, 2)]
     alone = convex.run_missing(tmp_path / "alone.csv", cells, jobs=1)
     assert convex.run_missing(tmp_path / "both.csv", cells, jobs=2) == alone
 
 
+@pytest.mark.slow
 def test_the_command_writes_runs_tables_and_figures_and_runs_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,14 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 
 from apps.benchmarks import dropin
 from flwr_byzasync import AsyncRobust, VirtualGrid
+from tests.tiers import slow
 
 SEED = 1
 ROUNDS = {"dropin_torch": 20, "dropin_sklearn": 10, "dropin_numpy": 10}
-APPS = pytest.mark.parametrize("name", dropin.APPS)
+QUICK = "dropin_numpy"
+APPS = pytest.mark.parametrize(
+    "name", [name if name == QUICK else slow(name) for name in dropin.APPS]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +124,7 @@ def test_a_numpy_model_is_saved_in_float64(
         }
 
 
-@pytest.mark.parametrize("name", ["dropin_sklearn", "dropin_numpy"])
+@pytest.mark.parametrize("name", [slow("dropin_sklearn"), "dropin_numpy"])
 def test_a_client_on_numpy_imports_no_torch(name: str) -> None:
     code = f"import sys, {name}.client_app; sys.exit('torch' in sys.modules)"
     folder = dropin.folder_of(name)

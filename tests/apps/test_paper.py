@@ -27,6 +27,7 @@ from apps.paper.run import AfterFirstPass, Evaluation
 from flwr_byzasync import ConfigError
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
+from tests.tiers import slow
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell(
@@ -58,9 +59,9 @@ def final_arrays(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch
 # --- one cell -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["mlp", "mlp-bn"])
-@pytest.mark.parametrize("arrivals", ["paper", "faithful"])
-@pytest.mark.parametrize("attack", ["sign_flip", "label_flip"])
+@pytest.mark.parametrize("model", ["mlp", slow("mlp-bn")])
+@pytest.mark.parametrize("arrivals", ["paper", slow("faithful")])
+@pytest.mark.parametrize("attack", ["sign_flip", slow("label_flip")])
 def test_the_strategy_and_a_plain_loop_end_with_the_same_bits(
     model: str, arrivals: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,9 +85,9 @@ def test_the_plain_loops_median_is_the_packages() -> None:
     ("rule", "attack", "optimizer"),
     [
         ("ctma(rfa)", "little", "mu2"),
-        ("cwmed-unweighted", "empire", "momentum"),
-        ("gm", "none", "sgd"),
-        ("mean", "label_flip", "mu2"),
+        slow("cwmed-unweighted", "empire", "momentum"),
+        slow("gm", "none", "sgd"),
+        slow("mean", "label_flip", "mu2"),
     ],
 )
 def test_a_cell_gives_the_same_numbers_twice(rule: str, attack: str, optimizer: str) -> None:
@@ -103,6 +104,7 @@ def test_a_cell_whose_nodes_all_diverge_ends_and_says_after_how_many_replies() -
     assert found[-1].final and found[-1].reply < 60 and found[-1].accuracy < 0.5
 
 
+@pytest.mark.slow
 def test_liars_ruin_the_mean_and_not_the_median() -> None:
     cell = replace(CELL, attack="sign_flip(scale=4)", replies=600, evaluate_every=600, lr=0.015)
     robust, ruined = (run.run(replace(cell, rule=rule))[-1].accuracy for rule in ("cwmed", "mean"))
@@ -211,6 +213,7 @@ def test_list_prints_the_cells_with_their_settings(capsys: pytest.CaptureFixture
     assert all("rule=rfa " in line and "byz_fraction=0." in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +256,7 @@ def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
     assert len(again) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_loses_at_most_the_cells_in_progress(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     words = ["fig2", "--out", str(tmp_path), "--jobs", "1", *COMMON, "--seeds", *"123456789"]
@@ -263,18 +267,19 @@ def test_an_interrupted_reproduction_loses_at_most_the_cells_in_progress(tmp_pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (results.exists() and results.read_text().count('"final": true') > 1):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: to the workers too
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1 and "goes on" in said and "Traceback" not in said
     cells = cells_of("fig2", range(1, 10), "digits", replies=40, evaluate_every=20)  # type: ignore[arg-type]
     left = Results(tmp_path).unfinished(cells)
     assert len(cells) - len(left) == results.read_text().count('"final": true')
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_does_not_end_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_nodes_train_on_examples_of_their_own(partition: str) -> None:
 # --- the command ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_strong_attack_ruins_the_mean_and_not_the_median_and_the_study_goes_on(
     tmp_path: Path, ran: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,10 +9,12 @@ from flwr_byzasync import attacks
 from flwr_byzasync.attacks import Flood, SlowDown
 from flwr_byzasync.simulation.federation import VirtualNode
 from tests.apps.virtual import run_app
+from tests.tiers import slow
 
 UNEVEN = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5), network=0.1)] * 10
 
 
+@pytest.mark.slow
 def test_it_trains_under_attack_and_the_mean_does_not(tmp_path: Path) -> None:
     robust = run_app(tmp_path / "robust", UNEVEN, attack="sign_flip(scale=3)")
     ruined = run_app(tmp_path / "mean", UNEVEN, attack="sign_flip(scale=3)", aggregator="mean")
@@ -20,6 +22,7 @@ def test_it_trains_under_attack_and_the_mean_does_not(tmp_path: Path) -> None:
     assert robust["replies"] == 1000 and robust["rejected"] == {}
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_result(tmp_path: Path) -> None:
     short = {"num_server_rounds": 2, "attack": "little"}
     first, second = (run_app(tmp_path / name, UNEVEN, **short) for name in ("a", "b"))
@@ -28,7 +31,12 @@ def test_the_same_settings_give_the_same_result(tmp_path: Path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("name", attacks.discover())
+QUICK = "sign_flip"
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == QUICK else slow(name) for name in attacks.discover()]
+)
 def test_every_attack_runs_in_it_and_steers_no_robust_rule_into_nonsense(
     name: str, tmp_path: Path
 ) -> None:
@@ -40,6 +48,7 @@ def test_every_attack_runs_in_it_and_steers_no_robust_rule_into_nonsense(
     assert ("NON_FINITE" in told["rejected"]) == (name in ("inf", "nan"))
 
 
+@pytest.mark.slow
 def test_who_answers_at_once_buys_weight_and_who_is_late_has_little(tmp_path: Path) -> None:
     def share(attack: Any) -> float:
         nodes = [VirtualNode(attack=attack)] * 2 + [VirtualNode()] * 8

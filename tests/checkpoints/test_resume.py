@@ -50,6 +50,7 @@ from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.weights import Capped, StalenessDiscount
 from tests.apps.virtual import run_app
 from tests.settings import grouped
+from tests.tiers import searched, slow
 
 RULES: dict[str, Aggregator] = {
     "cwmed": CoordinateWiseMedian(),
@@ -215,15 +216,25 @@ def uninterrupted() -> dict[Any, tuple[Any, ...]]:
     return {}
 
 
-@settings(max_examples=settings().max_examples // 4)  # each is a whole run
-@given(
-    st.floats(0.0, 1.0, exclude_max=True),
-    st.sampled_from(sorted(RULES)),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(sorted(POLICIES)),
-)
+@searched(few=3, many=settings().max_examples // 4)  # each is a whole run
 def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
+    examples: int, uninterrupted: dict[Any, tuple[Any, ...]]
+) -> None:
+    @settings(max_examples=examples)
+    @given(
+        st.floats(0.0, 1.0, exclude_max=True),
+        st.sampled_from(sorted(RULES)),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(sorted(POLICIES)),
+    )
+    def law(part: float, rule: str, omniscient: bool, churn: bool, policy: str) -> None:
+        check_a_run_killed(uninterrupted, part, rule, omniscient, churn, policy)
+
+    law()
+
+
+def check_a_run_killed(
     uninterrupted: dict[Any, tuple[Any, ...]],
     part: float,
     rule: str,
@@ -253,14 +264,15 @@ def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
         assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
 
 
-def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize("every", [9, slow(1)])
+def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit(every: int) -> None:
     """Nodes evaluate too: a kill may come while they are asked, or alone are waited for."""
     settings = {"aggregator": None, "optimizer": None}
     with federation() as grid:
         outer = Killing(grid, at=0)
         whole, clock = Run(None, **settings).start(outer, rounds=2).outcome, grid.clock()
     assert outer.pulled > 30 and len(whole[4]) == 2
-    for kill_at in range(1, outer.pulled + 1):
+    for kill_at in range(1, outer.pulled + 1, every):
         with TemporaryDirectory() as name, federation() as grid:
             with pytest.raises(KeyboardInterrupt):
                 Run(Path(name), **settings).start(Killing(grid, kill_at), rounds=2)
@@ -274,7 +286,7 @@ SLOW = (50.0, 50.0, 700.0, 700.0, 1e5)
 GIVING_UP = ([VirtualNode(compute=seconds) for seconds in SLOW], range(27, 31), {})
 
 
-@pytest.mark.parametrize(("nodes", "kills", "changes"), [ALIKE, GIVING_UP])
+@pytest.mark.parametrize(("nodes", "kills", "changes"), [ALIKE, slow(*GIVING_UP)])
 def test_replies_of_the_same_instant_are_no_exception(
     nodes: Any, kills: range, changes: dict[str, Any]
 ) -> None:
@@ -737,6 +749,7 @@ with federation() as grid:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_without_warning_loses_what_came_after_its_last_checkpoint(
     tmp_path: Path,
 ) -> None:

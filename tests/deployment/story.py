@@ -53,11 +53,10 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The lines before and after some steps that were made while an upload hung, and how long."""
+    """The lines before and after some steps that were made while an upload hung."""
 
     before: Line
     after: Line
-    seconds: float
 
 
 def last(deployment: Deployment) -> Line:

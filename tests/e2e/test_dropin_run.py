@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from apps.benchmarks import dropin
 from apps.benchmarks.local_flower import REPOSITORY, LocalFlower
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = 6
 

@@ -14,7 +14,10 @@ from apps.benchmarks.local_flower import REPOSITORY, LocalFlower, Run
 from apps.train.tasks import discover
 from tests.releases import since
 
-pytestmark = since(1, 41, "the reference app is run by `flwr run --federation-config`")
+pytestmark = [
+    pytest.mark.slow,
+    since(1, 41, "the reference app is run by `flwr run --federation-config`"),
+]
 
 ROUNDS, UPDATES, NODES = 3, 20, 10
 CODE = {"apps", "flwr_byzasync"}

@@ -10,6 +10,8 @@ import pytest
 
 from apps.benchmarks.local_flower import REPOSITORY, LocalFlower
 
+pytestmark = pytest.mark.slow
+
 APP = Path(__file__).parent / "app"
 
 

@@ -11,7 +11,10 @@ from apps.benchmarks.local_flower import LocalFlower
 from tests.apps.virtual import run_app
 from tests.releases import since
 
-pytestmark = since(1, 41, "the reference app is run by `flwr run --federation-config`")
+pytestmark = [
+    pytest.mark.slow,
+    since(1, 41, "the reference app is run by `flwr run --federation-config`"),
+]
 
 CHANGES = {
     "model": "mlp-bn",

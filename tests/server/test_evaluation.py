@@ -292,6 +292,7 @@ def test_one_liar_moves_a_mean_anywhere_and_the_median_nowhere(
     assert (abs(moved["norm"]) > 1e4) == bool(lie)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_liars_cannot_end_the_evaluation_of_the_others() -> None:
     """Nodes 0 to 3 raise: whichever are drawn first, the sixteen others are asked later."""
     asked: Counter[int] = Counter()

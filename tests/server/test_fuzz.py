@@ -31,6 +31,7 @@ from flwr_byzasync.wire.keys import MessageFormat
 from flwr_byzasync.wire.replies import MAX_METRICS
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 from tests.settings import policy_of
+from tests.tiers import searched
 from tests.wire.zoo import CPU, MODEL, USABLE, ZOO, answered
 
 NODES = 6
@@ -297,18 +298,19 @@ def seeded(seed: int, count: int = EVENTS) -> bytes:
     return np.random.default_rng(seed).bytes(1 + 3 * count)
 
 
+@searched(few=20, many=SEQUENCES)
 def test_no_sequence_of_events_raises_or_moves_the_model_without_an_accepted_reply(
-    replies: tuple[Prepared, ...], reached: Reached
+    examples: int, replies: tuple[Prepared, ...], reached: Reached
 ) -> None:
-    @settings(max_examples=SEQUENCES)
+    @settings(max_examples=examples)
     @given(st.binary(min_size=BYTES, max_size=BYTES))
     def law(script: bytes) -> None:
         play(script, replies, reached)
 
     law()
     # 15 of the 100 on average, if a sequence is drawn evenly; many are simpler.
-    assert reached.accepted > SEQUENCES
-    if SEQUENCES >= 1000:
+    assert reached.accepted > examples
+    if examples >= 1000:
         assert_all_reached(reached)
 
 
@@ -470,6 +472,7 @@ def test_no_reply_costs_much_more_calls_or_memory_than_a_good_one(
     assert cost(name, memory_of) <= 2**17
 
 
+@pytest.mark.slow
 def test_an_event_does_not_cost_more_after_many_others(replies: tuple[Prepared, ...]) -> None:
     player, costs = Player(replies, 1), []
     script = seeded(5, 3000)

@@ -36,6 +36,7 @@ from flwr_byzasync.server.early_stopping import EarlyStop
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.weights import Capped, StalenessDiscount, weight_policy
 from tests.settings import grouped
+from tests.tiers import slow
 
 START = {"x": torch.tensor([4.0, -4.0])}
 FIRST = 100
@@ -99,6 +100,7 @@ def flooded(network: float = 0.1, lr: float = 0.02, **settings: Any) -> tuple[An
     return distance(result), strategy.statistics().weights[liar], strategy
 
 
+@pytest.mark.slow
 def test_a_node_that_floods_owns_the_counts_and_ruins_the_run() -> None:
     reached, share, strategy = flooded()
     assert share > 0.5 and share == pytest.approx(strategy.statistics().share({FIRST + 5}))
@@ -109,8 +111,8 @@ def test_a_node_that_floods_owns_the_counts_and_ruins_the_run() -> None:
     "settings",
     [
         {"max_share": 0.25},
-        {"weights": "uniform"},
-        {"weights": StalenessDiscount(power=1.0), "max_share": 0.25},
+        slow({"weights": "uniform"}),
+        slow({"weights": StalenessDiscount(power=1.0), "max_share": 0.25}),
     ],
 )
 def test_a_node_that_floods_holds_no_more_than_the_cap_and_the_run_trains(
@@ -122,6 +124,7 @@ def test_a_node_that_floods_holds_no_more_than_the_cap_and_the_run_trains(
     assert reached < 0.5
 
 
+@pytest.mark.slow
 def test_a_node_a_thousand_times_as_fast_is_kept_from_moving_the_model_alone() -> None:
     capped = {"network": 1e-3, "lr": 0.05, "max_share": 0.25, "updates_per_round": 2000}
     reached, share, strategy = flooded(**capped)
@@ -229,7 +232,7 @@ def broken_for_a_while(
     return client_app(gradient, estimator=sgd())
 
 
-@pytest.mark.parametrize(("good_again", "faults"), [(5.0, 2), (60.0, 5), (150.0, 6)])
+@pytest.mark.parametrize(("good_again", "faults"), [(5.0, 2), slow(60.0, 5), slow(150.0, 6)])
 def test_a_shut_node_is_asked_again_and_comes_back_once_it_is_well(
     good_again: float, faults: int
 ) -> None:
@@ -282,7 +285,7 @@ def test_a_run_that_waits_in_vain_ends_in_time(caplog: pytest.LogCaptureFixture)
     assert "no reply was accepted for timeout=50 seconds" in caplog.text
 
 
-@pytest.mark.parametrize("departed", ["keep", "drop"])
+@pytest.mark.parametrize("departed", [slow("keep"), "drop"])
 def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) -> None:
     """Two of five leave early, far from the optimum: kept rows pull to where they stood."""
 

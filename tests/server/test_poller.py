@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.server import poller as pulls_module
-from flwr_byzasync.server.poller import MAX_HANGING_PULLS, ReplyPoller
+from flwr_byzasync.server.poller import MAX_HANGING_PULLS, PASS_TIMEOUT, ReplyPoller
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 from tests.settings import grouped
 
@@ -32,11 +34,12 @@ HANGING = 3
 class HangingGrid(FakeGrid):
     """A grid that has no clock of its own, where pulling some messages lasts until the end.
 
-    `messages` are the numbers of a node's messages whose pull hangs.
+    `messages` are the numbers of a node's messages whose pull hangs, for `seconds` at most.
     """
 
     node: int = HANGING
     messages: range = range(10**6)
+    seconds: float = 60.0
     released: threading.Event = field(default_factory=threading.Event)
     hung: dict[str, threading.Thread] = field(default_factory=dict)
 
@@ -44,7 +47,7 @@ class HangingGrid(FakeGrid):
         [key] = message_ids
         if key in [each.metadata.message_id for each in self.to(self.node)[self._slice]]:
             self.hung[key] = threading.current_thread()
-            assert self.released.wait(60)
+            assert self.released.wait(self.seconds)
         return super().pull_messages([key])
 
     @property
@@ -69,9 +72,21 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def grid() -> Iterator[HangingGrid]:
-    """Three honest nodes; the pulls of the last one's messages hang."""
+def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingGrid]:
+    """Three honest nodes; the pulls of the last one's messages hang.
+
+    Pulls are waited for until they end or hang, however slow the machine is.
+    """
     made = HangingGrid(FakeClock(), {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)})
+    known: list[threading.Thread] = []
+
+    def until_it_ends_or_hangs(futures: list[Future[Any]], timeout: float) -> None:
+        nonlocal known
+        while not futures[0].done() and list(made.hung.values()) == known:
+            wait(futures, timeout=0.001)
+        known = list(made.hung.values())
+
+    monkeypatch.setattr(pulls_module, "wait", until_it_ends_or_hangs)
     yield made
     made.release()
 
@@ -97,13 +112,11 @@ def test_a_reply_that_is_never_uploaded_to_its_end_stalls_nobody_else(
     grid: HangingGrid, tmp_path: Path
 ) -> None:
     strategy = strategy_on(grid, checkpoints=Checkpoints(tmp_path, None, 5.0, keep=100))
-    began = time.monotonic()
     result = strategy.start(grid, ArrayRecord(START), 1)
-    assert time.monotonic() - began < 30
     assert strategy.statistics().replies == {1: 30, 2: 30, HANGING: 0}
     assert float(final(result).norm()) < 0.1
     # It was timed out and asked again, as a silent node is; every checkpoint but the last was
-    # written between two replies while its pull hung.
+    # written between two replies while its pull hung, as it does to this very line.
     assert strategy.statistics().reasons == {Reason.EXPIRED: 3}
     assert len(grid.to(HANGING)) == len(grid.hung) == 3
     assert all(thread.is_alive() for thread in grid.hung.values())
@@ -257,17 +270,18 @@ def test_on_a_virtual_clock_no_thread_is_ever_started(
     assert bool(started) is not virtual
 
 
+@pytest.mark.slow
 def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import threading\n"
-        "from flwr_byzasync.compat import task\n"
+        "from flwr_byzasync.wire.flower_compat import task\n"
         "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
-        "grid = HangingGrid(FakeClock(), nodes)\n"
+        "grid = HangingGrid(FakeClock(), nodes, seconds=3600)\n"
         "with task(run_id=1, node_id=1):\n"
         "    strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
-        "assert threading.active_count() == 4\n"
+        "assert threading.active_count() >= 4\n"
         "print('done', flush=True)\n"
     )
     root = Path(__file__).parents[2]
@@ -278,11 +292,13 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "done\n"
-    ended = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - ended < 10
+    try:
+        # A process that waited for the pull would not end within this time, on any machine.
+        printed, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.communicate()
+    assert printed == "done\n"
     assert process.returncode == 0 and "Traceback" not in said and "Fatal" not in said
 
 
@@ -292,8 +308,15 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
 def test_many_pulls_that_hang_together_take_the_patience_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pulls_module, "PATIENCE", 0.5)
+    clock, waits = FakeClock(), []
+    monkeypatch.setattr(pulls_module, "time", SimpleNamespace(monotonic=clock))
     released = threading.Event()
+
+    def in_vain(futures: list[Future[Any]], timeout: float) -> None:
+        waits.append(timeout)
+        clock.now += timeout
+
+    monkeypatch.setattr(pulls_module, "wait", in_vain)
 
     def pull(message_id: str) -> list[str]:
         if message_id != "m9":
@@ -302,15 +325,13 @@ def test_many_pulls_that_hang_together_take_the_patience_of_one(
 
     pulls = ReplyPoller(pull, threads=True)
     book = [f"m{k}" for k in range(10)]
-    began = time.monotonic()
     pulls.begin_pass(book)
     seen = [pulls.poll(key, node_id=k) for k, key in enumerate(book)]
     assert seen[:9] == [None] * 9
-    assert 0.4 < time.monotonic() - began < 5.0
+    assert waits == [PASS_TIMEOUT, *[0.0] * 9]
     pulls.begin_pass(book)
-    began = time.monotonic()
     assert [pulls.poll(key, k) for k, key in enumerate(book[:9])] == [None] * 9
-    assert time.monotonic() - began < 0.4, "what was waited for once is only looked at"
+    assert len(waits) == 10, "what was waited for once is only looked at"
     released.set()
     left = {key: k for k, key in enumerate(book) if k < 9 or seen[9] is None}
     deadline = time.monotonic() + 60

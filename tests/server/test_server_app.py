@@ -28,9 +28,8 @@ def grid_of(*behaviours: Behaviour) -> FakeGrid:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_app, "FIRST_ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(server_app, "OTHER_ANSWERS_SECONDS", 0.3)
+def _fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_app, "clock_of", lambda grid: (grid.clock, grid.clock.sleep))
 
 
 def test_nodes_are_named_by_the_partitions_that_they_tell() -> None:

@@ -442,6 +442,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     assert run(1) != run(2)
 
 
+@pytest.mark.slow
 def test_another_process_with_other_hashes_gives_the_same_bits() -> None:
     script = (
         "from tests.simulation.test_virtual_grid import *\n"
