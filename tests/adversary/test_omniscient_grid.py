@@ -206,7 +206,7 @@ def test_refused_queries_are_not_waited_for() -> None:
     with VirtualGrid(telling, 1) as inner:
         grid = OmniscientGrid(inner, SignFlip(), inner.node_ids)
         grid.push_messages([query(12345)])
-        assert grid.snapshot()[1].asked == {}
+        assert grid.snapshot()[1].unanswered == {}
         assert grid.send_and_receive([query(12345)]) == []
 
 

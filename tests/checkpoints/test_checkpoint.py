@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import torch
@@ -54,8 +54,8 @@ from tests.settings import policy_of
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
 NOT_OF_A_CLOCK = {
-    (Node, "reply_times"), (Node, "metrics"), (InFlightQuery, "limit"), (InFlightQuery, "paused_for"),
-    (PendingEvaluations, "answers"),
+    (Node, "reply_times"), (Node, "metrics"), (PendingEvaluations, "answers"),
+    (InFlightQuery, "limit"), (InFlightQuery, "paused_for"),
 }  # fmt: skip
 """Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
 
@@ -115,6 +115,8 @@ def plain(value: Any) -> Any:
 
 def example(hint: Any, number: int) -> Any:
     """Return a value of a declared type that is its default nowhere."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     origin, args = get_origin(hint), get_args(hint)
     if hint is Tensor:
         return torch.full((3,), float(number))
@@ -150,7 +152,7 @@ def test_every_field_of_what_the_server_knows_is_saved(cls: type) -> None:
 def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> None:
     state, skipped = played(1), SETTINGS | {"tables"}
     hints = {k: h for k, h in types_of(ServerState).items() if k not in skipped}
-    known = {"nodes": state.nodes, "book": state.in_flight, "iterates": state.iterates}
+    known = {"nodes": state.nodes, "in_flight": state.in_flight, "iterates": state.iterates}
     others = {k: example(h, 5000 + n) for n, (k, h) in enumerate(hints.items())} | known
     state = replace(state, **others)
     loaded, _ = through_a_file(state, tmp_path, 200.0)
@@ -340,7 +342,7 @@ def test_a_truncated_file_is_refused(data: st.DataObject) -> None:
         (path,) = written(Path(name))
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-        with pytest.raises(DamagedError, match="no whole safetensors file"):
+        with pytest.raises(DamagedError, match="not a complete safetensors file"):
             read_file(path)
 
 
@@ -369,10 +371,10 @@ def a_folder(path: Path) -> None:
     ("spoil", "why"),
     [
         (foreign, "it was not written by flwr_byzasync"),
-        (of_the_future, f"its format is version 99, and this release reads {VERSION}"),
+        (of_the_future, f"its format version is 99, and this release reads {VERSION}"),
         (without_checksum, "its content does not match its checksum"),
-        (a_pickle, "it is no whole safetensors file"),
-        (a_folder, "it is no whole safetensors file"),
+        (a_pickle, "it is not a complete safetensors file"),
+        (a_folder, "it is not a regular file"),
     ],
 )
 def test_a_foreign_file_is_named_and_the_one_before_it_is_used(
@@ -451,7 +453,7 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: st
 
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"^folder=.*that can be made and written to"):
+    with pytest.raises(ConfigError, match=r"^folder=.*that can be created and written to"):
         Checkpoints(tmp_path / "file" / "run").prepare()
 
 

@@ -654,7 +654,7 @@ def test_a_run_that_ended_with_every_node_shut_asks_them_when_it_goes_on(tmp_pat
             run.start(grid, timeout=2000.0)
         assert bool(strategy.statistics().stop_reason) == ill[0]
         if ill[0]:
-            assert "every connected node is shut" in strategy.statistics().stop_reason
+            assert "every connected node is quarantined" in strategy.statistics().stop_reason
             assert 1000 < grid.clock() < 2100
     assert strategy.statistics().accepted >= 9 * ROUNDS
 

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, Liveness, Models, VirtualGrid
+from flwr_byzasync import AsyncRobust, Liveness, Models, Quorum, VirtualGrid
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.server.evaluation import EvaluationSettings
 from flwr_byzasync.server.metrics_aggregation import aggregate_metrics, mean_metrics
@@ -190,7 +190,7 @@ def test_slow_evaluators_stall_no_reply_of_others_and_no_round() -> None:
             return 30.0 if node == 0 else 0.0
         return 1.0
 
-    settings = {"updates_per_round": 20, "nodes": 4, "rounds": 10, "seconds": seconds}
+    settings = {"updates_per_round": 20, "quorum": Quorum(4), "rounds": 10, "seconds": seconds}
     _, without, alone = run(fraction_evaluate=0.0, **settings)
     result, strategy, clock = run(**settings)
     replies = strategy.statistics().replies
@@ -217,7 +217,7 @@ def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
         ended.append(float(arrays.to_torch_state_dict()["w"].norm()))
 
     result, _, _ = run(
-        seconds=seconds, rounds=30, updates_per_round=4, nodes=4, callbacks=[on_round_end]
+        seconds=seconds, rounds=30, updates_per_round=4, quorum=Quorum(4), callbacks=[on_round_end]
     )
     assert list(result.evaluate_metrics_clientapp) == list(range(1, 31))
     assert [record["norm"] for record in result.evaluate_metrics_clientapp.values()] == ended
@@ -228,7 +228,7 @@ def test_whoever_leaves_is_not_waited_for() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     churn = [Churn(40.5, 0, "leave")]
-    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, nodes=3)
+    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, quorum=Quorum(3))
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 40.5 <= clock < 42.0
 
@@ -238,7 +238,7 @@ def test_whoever_never_answers_is_waited_for_until_the_limit() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     result, _, clock = run(
-        seconds=seconds, rounds=2, nodes=3, reply_timeout=90.0, min_reply_timeout=1.0
+        seconds=seconds, rounds=2, quorum=Quorum(3), liveness=Liveness(90.0, 1.0)
     )
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 91.0 <= clock < 95.0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flwr_byzasync import AsyncRobust, CorrectedGradients, Gradients, Models, Payload, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.core import events
+from flwr_byzasync.core import events, protocol
 from flwr_byzasync.core.membership import on_connected
 from flwr_byzasync.core.state import Rejected, ServerState, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Event, Status, move
@@ -276,7 +276,8 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
         seen.rows.add((status, event))
         return move(status, event)
 
-    monkeypatch.setattr(events, "move", noting)
+    for module in (events, protocol):
+        monkeypatch.setattr(module, "move", noting)
     return seen
 
 

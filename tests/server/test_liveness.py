@@ -314,7 +314,6 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) ->
     ("argument", "value"),
     [
         ("weights", "count"), ("weights", 3), ("weights", StalenessDiscount),
-        ("max_share", 0.0), ("max_share", 1.5), ("max_share", "0.2"), ("max_share", True),
         ("max_rate", 0.5), ("max_rate", float("inf")), ("max_rate", "10"),
         ("on_loss", "stop"), ("on_loss", None), ("departed", "forget"),
         ("departed", 0), ("min_available_nodes", -1),
@@ -344,8 +343,9 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) ->
 def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
     argument: str, value: object
 ) -> None:
+    given = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), argument: value}
     with pytest.raises(ConfigError) as caught:
-        strategy_of(**{argument: value})
+        AsyncRobust(**grouped(**given))
     error = caught.value
     assert error.argument == argument and error.legal and error.fix
     shown = (str(value)[:20], repr(value)[:20])

@@ -233,7 +233,11 @@ def test_arrays_that_do_not_match_are_told_once_a_node_with_what_to_change(
     assert strategy.statistics().accepted == 0
     assert torch.equal(result.arrays.to_torch_state_dict()["w"], START["w"])
     ended = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-    assert len(ended) == 1 and "every connected node is shut" in ended[0] and sentence in ended[0]
+    assert (
+        len(ended) == 1
+        and "every connected node is quarantined" in ended[0]
+        and sentence in ended[0]
+    )
 
 
 def bowl(query: Query) -> Gradient:

@@ -17,6 +17,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_byzasync import AsyncRobust, Gradient, Reason, VirtualGrid, client_app
+from flwr_byzasync._clock import clock_of
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import sgd
@@ -67,8 +68,10 @@ class HangingGrid(FakeGrid):
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pulls run in threads, as on a grid without a clock of its own."""
-    real = (time.monotonic, time.sleep)
-    monkeypatch.setattr("flwr_byzasync.server.poller.clock_of", lambda grid: real)
+    own, real = pulls_module.clock_of, (time.monotonic, time.sleep)
+    monkeypatch.setattr(
+        pulls_module, "clock_of", lambda grid: real if isinstance(grid, FakeGrid) else own(grid)
+    )
 
 
 @pytest.fixture
@@ -238,9 +241,7 @@ def test_where_nothing_hangs_threads_change_no_bit_and_no_message(
 
     with_threads, asked, told = run()
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "flwr_byzasync.server.arrival_loop.clock_of", lambda grid: (grid.clock, None)
-        )
+        patched.setattr(pulls_module, "clock_of", clock_of)
         patched.setattr(pulls_module, "Thread", None)
         without, asked_without, told_without = run()
     assert torch.equal(with_threads, without) and told == told_without
@@ -275,11 +276,11 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
     script = tmp_path / "run.py"
     script.write_text(
         "import threading\n"
-        "from flwr_byzasync.wire.flower_compat import task\n"
+        "from flwr_byzasync.wire.flower_compat import pretend_task\n"
         "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes, seconds=3600)\n"
-        "with task(run_id=1, node_id=1):\n"
+        "with pretend_task(run_id=1, node_id=1):\n"
         "    strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
         "assert threading.active_count() >= 4\n"
         "print('done', flush=True)\n"

@@ -653,7 +653,7 @@ def test_liars_ruin_the_mean_on_it_and_not_the_median() -> None:
         (lambda: VirtualNode(compute=-1.0), "compute"),
         (lambda: VirtualNode(attack="late"), "attack"),
         (lambda: Churn(-1.0, 0, "join"), "at"),
-        (lambda: Churn(1.0, 0, "vanish"), "what"),
+        (lambda: Churn(1.0, 0, "vanish"), "kind"),
     ],
 )
 def test_bad_settings_are_refused_by_name(make: Callable[[], object], argument: str) -> None:
