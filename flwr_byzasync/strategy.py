@@ -1,7 +1,6 @@
 """AsyncRobust: the Flower strategy whose loop is driven by arrivals. No mathematics here."""
 
 from collections.abc import Iterable, Sequence
-from logging import getLogger
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,11 +26,9 @@ from flwr_byzasync.server.run_plan import (
     checked_callbacks,
 )
 from flwr_byzasync.server.settings import StrategySettings, check_not_fedavg
-from flwr_byzasync.server.summary import log_summary
+from flwr_byzasync.server.summary import log_result, log_start, log_summary
 from flwr_byzasync.server.training import run_training
 from flwr_byzasync.weights import WeightPolicy
-
-logger = getLogger("flwr")
 
 
 class AsyncRobust(Strategy):
@@ -89,7 +86,7 @@ class AsyncRobust(Strategy):
         how many you expect, or the first to connect, honest or not, start alone.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : callable, optional
         ``(records, "num-examples") -> MetricRecord``, as in FedAvg. None takes the median, which
-        no minority can distort; `flwr_byzasync.server.metrics_aggregation.mean_metrics` is a mean.
+        no minority can distort; `flwr_byzasync.mean_metrics` is a mean.
     arrayrecord_key, configrecord_key : str
         Names of the records in messages, as in Flower's own strategies.
     fraction_train, weighted_by_key
@@ -175,12 +172,8 @@ class AsyncRobust(Strategy):
 
     def summary(self) -> None:
         """Log the settings, as a tree."""
-        log_summary(
-            self.settings,
-            self.updates_per_round,
-            self.min_available_nodes,
-            self.checkpoints,
-        )
+        size, available = self.updates_per_round, self.min_available_nodes
+        log_summary(self.settings, size, available, self.checkpoints)
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the run, empty before one: see `Statistics`."""
@@ -236,8 +229,7 @@ class AsyncRobust(Strategy):
         plan = RunPlan(
             num_rounds,
             timeout,
-            self.settings.policy.liveness.poll_interval,
-            self.settings.policy.liveness.reply_timeout,
+            self.settings.policy.liveness,
             self.min_available_nodes,
             self.updates_per_round,
             self._end_round,
@@ -249,20 +241,14 @@ class AsyncRobust(Strategy):
             ConfigRecord() if evaluate_config is None else evaluate_config,
         )
         endpoint = self._hooks.begin(initial_arrays, grid)
-        layout, began = endpoint.state.layout, endpoint.clock()
-        logger.info("Starting %s strategy:", type(self).__name__)
-        logger.info("\t├── Number of rounds: %d", plan.num_rounds)
-        logger.info("\t├── Parameters: %d", layout.parameters.size)
-        logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
+        began = endpoint.clock()
+        log_start(type(self).__name__, plan.num_rounds, endpoint.state.layout)
         self.summary()
         with self._hooks.driven_by_arrivals():
             result = run_training(
                 plan, endpoint, grid, initial_arrays, self.checkpoints, self.aggregator
             )
-        logger.info("Strategy execution finished in %.2fs", endpoint.clock() - began)
-        logger.info("Final results:")
-        for line in str(result).splitlines():
-            logger.info("\t%s", line)
+        log_result(result, endpoint.clock() - began)
         return result
 
     def configure_train(

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Result
 
 from flwr_byzasync._checks import check_call, check_integer, check_number, coerce_numbers
+from flwr_byzasync.core.policy import Liveness
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.server.early_stopping import EarlyStop
 from flwr_byzasync.server.evaluation import EvaluationSettings
@@ -28,8 +29,10 @@ class RunPlan:
     ----------
     num_rounds : int
         Rounds of the whole run, >= 1.
-    timeout, poll_interval, reply_timeout : float
-        Longest seconds without progress, in (0, inf), between two polls, and for an evaluation.
+    timeout : float
+        Longest time in seconds without progress, in (0, inf).
+    liveness : Liveness
+        Its poll interval, and its reply timeout for evaluations.
     min_available_nodes : int
         Nodes to wait for before the first query.
     updates_per_round : int or None
@@ -56,8 +59,7 @@ class RunPlan:
 
     num_rounds: int
     timeout: float
-    poll_interval: float
-    reply_timeout: float
+    liveness: Liveness
     min_available_nodes: int
     updates_per_round: int | None
     end_round: Callable[[int], tuple[ArrayRecord, MetricRecord | None]]

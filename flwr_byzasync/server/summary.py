@@ -1,12 +1,31 @@
-"""The settings of a strategy in the log."""
+"""What the log says of a run: its size, its settings as a tree, and its result."""
 
 from logging import getLogger
 
+from flwr.serverapp.strategy import Result
+
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.core.contribution import Models
+from flwr_byzasync.core.layout import ModelLayout
 from flwr_byzasync.server.settings import StrategySettings
 
 logger = getLogger("flwr")
+
+
+def log_start(name: str, num_rounds: int, layout: ModelLayout) -> None:
+    """Log that a run starts, and how large it is."""
+    logger.info("Starting %s strategy:", name)
+    logger.info("\t├── Number of rounds: %d", num_rounds)
+    logger.info("\t├── Parameters: %d", layout.parameters.size)
+    logger.info("\t├── Buffers: %d", layout.buffers.size + layout.counters.size)
+
+
+def log_result(result: Result, seconds: float) -> None:
+    """Log how long a run took, and its result as Flower shows it."""
+    logger.info("Strategy execution finished in %.2fs", seconds)
+    logger.info("Final results:")
+    for line in str(result).splitlines():
+        logger.info("\t%s", line)
 
 
 def log_summary(

@@ -65,7 +65,7 @@ class Training:
             grid,
             dict(plan.train_config),
             plan.timeout,
-            plan.poll_interval,
+            plan.liveness.poll_interval,
             self.on_idle,
         )
         self._evaluations = Evaluations(
@@ -74,10 +74,10 @@ class Training:
             plan.evaluate_config,
             endpoint.message_format,
             endpoint.clock,
-            plan.reply_timeout,
+            plan.liveness.reply_timeout,
             self._on_evaluated,
             poller_of(grid),
-            plan.poll_interval,
+            plan.liveness.poll_interval,
             manager.position.evaluations,
         )
 
