@@ -72,7 +72,7 @@ def check_integer(name: str, value: object, *, low: int, fix: str, high: int | N
     return number
 
 
-def plain_numbers(settings: Any) -> None:
+def coerce_numbers(settings: Any) -> None:
     """Make numbers of NumPy, and fractions, among a frozen dataclass's fields Python's own.
 
     What is legal as a number must be one wherever it is used: in arithmetic with tensors, in a

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-LONGEST = 1000
+MAX_LENGTH = 1000
 """Characters: Python's parser is not made for endless nesting."""
 WORDS = {"true": True, "false": False, "none": None}
 
@@ -20,7 +20,8 @@ def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Map
     package : str
         Import path of the package.
     attribute : str
-        Class attribute that is the declaration; its ``name`` is the key.
+        Class attribute that is the declaration; its ``name`` is the key. It may have ``aliases``,
+        see `with_aliases`.
     without : tuple of str
         Modules to leave out.
 
@@ -32,22 +33,37 @@ def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Map
     Raises
     ------
     RuntimeError
-        If two classes declare the same name.
+        If two classes declare the same name or alias.
     """
     found: dict[str, type] = {}
+    taken: dict[str, type] = {}
     for module in iter_modules(import_module(package).__path__):
         if module.name in without:
             continue
         path = f"{package}.{module.name}"
         for member in vars(import_module(path)).values():
             own = isinstance(member, type) and member.__module__ == path
-            name = getattr(member.__dict__.get(attribute), "name", None) if own else None
-            if name is None:
+            info: Any = member.__dict__.get(attribute) if own else None
+            if not hasattr(info, "name"):
                 continue
-            if name in found:
-                raise RuntimeError(f"two classes are named {name!r}: {found[name]} and {member}")
-            found[name] = member
+            for name in _names(info):
+                if name in taken:
+                    both = f"{taken[name]} and {member}"
+                    raise RuntimeError(f"two classes are named {name!r}: {both}")
+                taken[name] = member
+            found[info.name] = member
     return MappingProxyType(dict(sorted(found.items())))
+
+
+def with_aliases(found: Mapping[str, type], attribute: str) -> Mapping[str, type]:
+    """Return the same classes by every name that they can be written with."""
+    return MappingProxyType(
+        {name: each for each in found.values() for name in _names(getattr(each, attribute))}
+    )
+
+
+def _names(info: Any) -> tuple[str, ...]:
+    return info.name, *getattr(info, "aliases", ())
 
 
 class Call(NamedTuple):
@@ -73,9 +89,9 @@ class Call(NamedTuple):
         return found if len(found) == len(self.settings) and set(found) <= set(names) else None
 
 
-def parse(text: object) -> ast.expr | None:
+def parse_spec(text: object) -> ast.expr | None:
     """Return text as an expression, or None if it is none. Nothing in it is executed."""
-    if not isinstance(text, str) or len(text) > LONGEST:
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return None
     try:
         return ast.parse(text.strip(), mode="eval").body
@@ -88,9 +104,9 @@ def as_call(node: ast.expr | None) -> Call | None:
 
     Examples
     --------
-    >>> as_call(parse("gm"))
+    >>> as_call(parse_spec("gm"))
     Call(name='gm', positional=[], settings=[])
-    >>> as_call(parse("3 * gm")) is None
+    >>> as_call(parse_spec("3 * gm")) is None
     True
     """
     if isinstance(node, ast.Name):
@@ -100,7 +116,7 @@ def as_call(node: ast.expr | None) -> Call | None:
     return None
 
 
-def constant(node: ast.expr) -> object:
+def literal(node: ast.expr) -> object:
     """Return the value of a literal, or of one of the words true, false and none.
 
     Raises
@@ -110,7 +126,7 @@ def constant(node: ast.expr) -> object:
 
     Examples
     --------
-    >>> constant(parse("-1e-6")), constant(parse("true"))
+    >>> literal(parse_spec("-1e-6")), literal(parse_spec("true"))
     (-1e-06, True)
     """
     if isinstance(node, ast.Name) and node.id in WORDS:

@@ -18,7 +18,7 @@ from flwr_byzasync.aggregators import Aggregator, build, discover
 from flwr_byzasync.aggregators.rule import bound_of
 from flwr_byzasync.audit import worst_case
 from flwr_byzasync.audit.case import RuleError
-from flwr_byzasync.audit.report import Line, drawn, example, figure, matrix, table
+from flwr_byzasync.audit.report import AuditRow, ascii_plot, example, figure, matrix, table
 from flwr_byzasync.errors import ConfigError
 
 LAMBDAS = (0.1, 0.25, 0.4)
@@ -119,9 +119,9 @@ def _audit(given: argparse.Namespace) -> int:
     shown = f"{given.rule}: {_budget(given)}\n\n{table(lines, markdown=given.table)}"
     print(shown)
     if given.curve:
-        print(f"\n{drawn(lines)}")
+        print(f"\n{ascii_plot(lines)}")
     for line in lines:
-        if given.show or line.broken or line.ruined:
+        if given.show or line.broken or line.unbounded:
             print(f"\n{example(line)}")
     for lam, error in refused.items():
         print(f"\nλ = {lam:g} is left out: {error}")
@@ -139,7 +139,7 @@ def _audit_all(given: argparse.Namespace) -> int:
     text = f"Worst ratio found / constant stated; {_budget(given)}.\n\n"
     text += f"{matrix(found, _lambdas(given))}\n"
     for name, lines in found.items():
-        ruins = [line for line in lines if line.ruined][-1:]
+        ruins = [line for line in lines if line.unbounded][-1:]
         for line in [line for line in lines if line.broken or given.show] or ruins:
             text += f"\n`{name}`\n\n```\n{example(line)}\n```\n"
     print(text, end="")
@@ -148,7 +148,9 @@ def _audit_all(given: argparse.Namespace) -> int:
     return int(any(line.broken for lines in found.values() for line in lines))
 
 
-def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[float, ConfigError]]:
+def _search(
+    text: str, given: argparse.Namespace
+) -> tuple[list[AuditRow], dict[float, ConfigError]]:
     """Return what was found at each λ, and why at others the rule could not be made."""
     make = _maker(text)
     lines, refused = [], {}
@@ -165,7 +167,7 @@ def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[floa
         case = worst_case(
             rule, lam, rows=given.rows, evaluations=given.evaluations, seed=given.seed
         )
-        lines.append(Line(rule, lam, case))
+        lines.append(AuditRow(rule, lam, case))
     return lines, refused
 
 

@@ -62,7 +62,7 @@ class Reason(Enum):
     UNSOLICITED = "the reply answers no message in the book: a duplicate, a replay or an invention"
 
 
-NOT_ITS_DOING = frozenset(
+INFRASTRUCTURE_FAULTS = frozenset(
     {Reason.CRASHED, Reason.LOST, Reason.NODE_GONE, Reason.EXPIRED, Reason.UNSENT}
 )
 """Reasons that tell nothing about a client's honesty: a network, a dead process. They make a node

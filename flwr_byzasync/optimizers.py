@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flwr_byzasync._checks import check_choice, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_number, coerce_numbers
 from flwr_byzasync.errors import ConfigError
 
 LR_FIX = "pass for example lr=0.01"
@@ -84,7 +84,7 @@ class SGD:
     per_node: bool = False
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         _check_lr_and_radius(self.lr, self.radius)
         if not isinstance(self.per_node, bool):
             raise ConfigError("per_node", self.per_node, "True or False", "leave it out")
@@ -145,7 +145,7 @@ class AnyTimeSGD:
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         _check_lr_and_radius(self.lr, self.radius)
         check_choice("schedule", self.schedule, ("practice", "theory"), fix="choose one of them")
         if self.gamma is None:

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from flwr_byzasync._checks import check_choice, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_number, coerce_numbers
 from flwr_byzasync.errors import ConfigError
 
 EPS = torch.finfo(torch.float64).eps
@@ -102,7 +102,7 @@ class StalenessDiscount:
     power: float = 0.5
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         fix = "pass for example power=0.5"
         check_number("power", self.power, low=0, high=10, closed="right", fix=fix)
 

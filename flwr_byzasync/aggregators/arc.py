@@ -11,20 +11,20 @@ from flwr_byzasync.aggregators.clipping import clip, norms
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
 from flwr_byzasync.aggregators.selection import largest_left
 
 
-def clipped_bound(lam: float, base: float) -> float:
+def arc_bound(lam: float, base: float) -> float:
     """Return ``c + 2λ/(1 − 2λ)``, the constant over a base with constant c."""
     return base + 2.0 * lam / (1.0 - 2.0 * lam)
 
 
 @dataclass(frozen=True)
-class ARC(RuleOver):
+class ARC(MetaRule):
     """The longest rows are shortened to the longest of the others; then the base.
 
     Rows longer than τ are shortened to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
@@ -66,29 +66,29 @@ class ARC(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="arc",
         laws=frozenset(Law) - {Law.TRANSLATION, Law.HULL},
-        bound=lambda lam: clipped_bound(lam, sharp_bound(lam)),
+        bound=lambda lam: arc_bound(lam, sharp_bound(lam)),
         sources=("Allouah et al. 2024, arXiv 2405.14432, section 3", "docs/theory/clipping.md"),
-        published=lambda lam: clipped_bound(lam, published_median_bound(lam)),
+        published=lambda lam: arc_bound(lam, published_median_bound(lam)),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
-        return clipped_bound(lam, base)
+        return arc_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
-        return clipped_bound(lam, base)
+        return arc_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""
         norm = norms(rows)
         share = 2.0 * self.byz_fraction * (1.0 - self.byz_fraction)
         threshold = largest_left(norm, weights, share)
-        return precise(self.base, clip(rows, norm, threshold), weights)
+        return aggregate_float64(self.base, clip(rows, norm, threshold), weights)

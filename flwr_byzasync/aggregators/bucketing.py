@@ -14,10 +14,10 @@ from flwr_byzasync.aggregators.numerics import column_blocks
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
     bound_of,
-    precise,
 )
 
 
@@ -31,7 +31,7 @@ def _over_median(lam: float) -> float:
 
 
 @dataclass(frozen=True)
-class Bucketing(RuleOver):
+class Bucketing(MetaRule):
     """Rows are averaged in random groups of a few; then the base.
 
     The rows of positive weight are put in a random order and cut into groups of b = `size`; the
@@ -82,7 +82,7 @@ class Bucketing(RuleOver):
     seed: int = 0
     size: int = 2
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="bucketing",
         laws=frozenset(Law) - {Law.COPIES, Law.PERMUTATION},
         bound=_over_median,
@@ -110,7 +110,7 @@ class Bucketing(RuleOver):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the means."""
         order = keyed_order(weights, self.seed)
-        return precise(self.base, *means(rows, weights, order, min(self.size, len(rows))))
+        return aggregate_float64(self.base, *means(rows, weights, order, min(self.size, len(rows))))
 
 
 def keyed_order(weights: Tensor, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from flwr_byzasync._checks import check_number
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import lowest, mean_around
 
 
@@ -73,7 +73,7 @@ class Bulyan(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="bulyan",
         laws=frozenset(Law),
         bound=bulyan_bound,

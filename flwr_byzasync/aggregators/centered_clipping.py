@@ -10,7 +10,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction, check_integer, check_number
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combined_offset, squared_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
@@ -18,7 +18,7 @@ GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 rows λS/φ at least. The proof is as good as it can be where the two sides balance."""
 
 
-def clipped_bound(lam: float, iterations: int = 1) -> float:
+def centered_clipping_bound(lam: float, iterations: int = 1) -> float:
     """Return the constant of the default radius, for λ in [0, 1/2).
 
     ``φ λ (1 − λ)(1 + 4 φ λ)/(1 − 2λ)`` after one step from the median, φ the golden ratio, and
@@ -60,9 +60,9 @@ class CenteredClipping(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= φ λ (1 − λ)(1 + 4 φ λ)/(1 − 2λ) ρ²`` with one step and the default radius;
-    see `clipped_bound` for more steps; proved in docs/theory/centered_clipping.md. It goes to 0
-    with λ, and covers any true share up to `byz_fraction`; beyond it there is none. With a fixed
-    radius none exists: honest rows all at 0 and a liar τ away give λτ where ρ = 0.
+    see `centered_clipping_bound` for more steps; proved in docs/theory/centered_clipping.md. It
+    goes to 0 with λ, and covers any true share up to `byz_fraction`; beyond it there is none. With
+    a fixed radius none exists: honest rows all at 0 and a liar τ away give λτ where ρ = 0.
     No rule is below the floor, λ/(1 − 2λ).
 
     Cost
@@ -83,10 +83,10 @@ class CenteredClipping(WeightedRule):
     radius: float | None = None
     iterations: int = 1
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="centered_clipping",
         laws=frozenset(Law),
-        bound=clipped_bound,
+        bound=centered_clipping_bound,
         sources=(
             "Karimireddy, He, Jaggi 2021, arXiv 2012.10333",
             "docs/theory/centered_clipping.md: the default radius and its constant",
@@ -103,13 +103,13 @@ class CenteredClipping(WeightedRule):
     @property
     def laws(self) -> frozenset[Law]:
         """All of them; with a fixed radius all but SCALE."""
-        return self.RULE.laws if self.radius is None else self.RULE.laws - {Law.SCALE}
+        return self.INFO.laws if self.radius is None else self.INFO.laws - {Law.SCALE}
 
     def bound(self, lam: float) -> float | None:
         """c_λ at λ = `byz_fraction` for any share up to it; None with a fixed radius."""
         if self.radius is not None or lam > self.byz_fraction:
             return None
-        return clipped_bound(self.byz_fraction, self.iterations)
+        return centered_clipping_bound(self.byz_fraction, self.iterations)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded last point."""

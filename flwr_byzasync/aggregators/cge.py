@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row, squared_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import keep_nearest
 
 
@@ -50,7 +50,7 @@ class CGE(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="cge",
         laws=frozenset(Law) - {Law.TRANSLATION},
         bound=None,

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_number
 from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
-from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, RuleOver, precise
+from flwr_byzasync.aggregators.rule import Aggregator, Law, MetaRule, RuleInfo, aggregate_float64
 from flwr_byzasync.aggregators.selection import TIE
 
 
 @dataclass(frozen=True)
-class Clipping(RuleOver):
+class Clipping(MetaRule):
     """Rows longer than a threshold τ are shortened to it; then the base.
 
     ``base(y, s)`` with ``y_i = x_i min(1, τ/‖x_i‖)``.
@@ -52,7 +52,7 @@ class Clipping(RuleOver):
     base: Aggregator
     threshold: float = 1.0
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="clipping",
         laws=frozenset({Law.COPIES, Law.PERMUTATION, Law.WEIGHT_SCALE}),
         bound=None,
@@ -66,7 +66,7 @@ class Clipping(RuleOver):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""
-        return precise(self.base, clip(rows, norms(rows), self.threshold), weights)
+        return aggregate_float64(self.base, clip(rows, norms(rows), self.threshold), weights)
 
 
 def norms(rows: Tensor) -> Tensor:

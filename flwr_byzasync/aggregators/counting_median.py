@@ -69,7 +69,7 @@ def midpoint(low: Tensor, high: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RankedMedian:
+class IncrementalMedian:
     """The coordinate-wise weighted median kept up to date: its state are the counts W, (m, d).
 
     Guarantees

@@ -19,16 +19,16 @@ from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
+    MetaRule,
+    RuleInfo,
     WeightedRule,
-    precise,
+    aggregate_float64,
 )
 from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 @dataclass(frozen=True)
-class CTMA(RuleOver):
+class CTMA(MetaRule):
     """Weighted mean of the rows nearest to a robust centre.
 
     ``x_0 = base(x, s)``; rows are taken in order of ``‖x_i − x_0‖`` until they hold
@@ -72,7 +72,7 @@ class CTMA(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="ctma",
         laws=frozenset(Law),
         bound=trimmed_bound,
@@ -84,18 +84,18 @@ class CTMA(RuleOver):
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
-        around_median = isinstance(self.base, WeightedRule) and self.base.RULE.balanced
+        around_median = isinstance(self.base, WeightedRule) and self.base.INFO.balanced
         return trimmed_bound(lam) if around_median else meta_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
         return published_meta_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
-        return self.around(precise(self.base, rows, weights), rows, weights)
+        return self.around(aggregate_float64(self.base, rows, weights), rows, weights)
 
     def around(self, centre: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the rows nearest to a (d,) float64 centre."""

@@ -10,7 +10,7 @@ from flwr_byzasync.aggregators.fermat_weber import fermat_weber
 from flwr_byzasync.aggregators.isometry import isometric_points
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GeometricMedian(WeightedRule):
     tensor([0., 0.])
     """
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="gm",
         laws=frozenset(Law),
         bound=sharp_bound,

@@ -9,7 +9,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 
@@ -76,7 +76,7 @@ class Krum(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="krum",
         laws=frozenset(Law),
         bound=krum_bound,

@@ -9,7 +9,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.cliques import _members, _tightest
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row, pairwise_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 MOST_ROWS = 32
@@ -74,7 +74,7 @@ class MDA(WeightedRule):
     byz_fraction: float
     max_rows: int = 24
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="mda",
         laws=frozenset(Law),
         bound=None,

@@ -10,7 +10,7 @@ from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import trimmed_bound
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import mean_around
 
 
@@ -53,7 +53,7 @@ class Meamed(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="meamed",
         laws=frozenset(Law),
         bound=trimmed_bound,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Mean(WeightedRule):
     tensor([1.])
     """
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="mean", laws=frozenset(Law), bound=None, sources=("no robustness: control",)
     )
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.counting_median import (
     FEW,
-    RankedMedian,
+    IncrementalMedian,
     countable,
     counted_median,
     midpoint,
 )
 from flwr_byzasync.aggregators.numerics import EPS, column_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CoordinateWiseMedian(WeightedRule):
     ----
     One sort of m values per coordinate, O(m log m d), in blocks of columns. Up to 32 rows with
     positive integer weights on the host, m² comparisons, two to six times as fast. Kept up to
-    date from reply to reply, O(m d): see `RankedMedian`.
+    date from reply to reply, O(m d): see `IncrementalMedian`.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class CoordinateWiseMedian(WeightedRule):
     tensor([50.5000])
     """
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="cwmed",
         laws=frozenset(Law),
         bound=sharp_bound,
@@ -65,9 +65,9 @@ class CoordinateWiseMedian(WeightedRule):
             return counted_median(rows, weights)
         return torch.cat([midpoint(*middle_values(x, weights)) for x in column_blocks(rows)])
 
-    def incremental(self) -> RankedMedian:
+    def incremental(self) -> IncrementalMedian:
         """How it is kept up to date."""
-        return RankedMedian()
+        return IncrementalMedian()
 
 
 def middle_values(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

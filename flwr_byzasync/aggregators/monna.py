@@ -10,7 +10,7 @@ from torch.linalg import vector_norm
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import keep_nearest
 
 
@@ -83,7 +83,7 @@ class MoNNA(WeightedRule):
     byz_fraction: float
     pivot: int = 0
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="monna",
         laws=frozenset(Law) - {Law.PERMUTATION, Law.COPIES},
         bound=None,

@@ -9,7 +9,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction, check_number
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import lowest
 
 
@@ -74,7 +74,7 @@ class MultiKrum(WeightedRule):
     byz_fraction: float
     share: float | None = None
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="multi_krum",
         laws=frozenset(Law),
         bound=multi_krum_bound,

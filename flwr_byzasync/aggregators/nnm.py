@@ -18,9 +18,9 @@ from flwr_byzasync.aggregators.numerics import (
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
 from flwr_byzasync.aggregators.selection import keep_nearest
 
@@ -40,7 +40,7 @@ def published_mixing_bound(lam: float, base: float) -> float:
 
 
 @dataclass(frozen=True)
-class NNM(RuleOver):
+class NNM(MetaRule):
     """Every row becomes the mean of the rows nearest to it; then the base.
 
     ``y_i`` is the weighted mean of the (1 − λ) S of weight nearest to ``x_i``, itself included;
@@ -84,7 +84,7 @@ class NNM(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="nnm",
         laws=frozenset(Law),
         bound=lambda lam: mixing_bound(lam, sharp_bound(lam)),
@@ -96,17 +96,17 @@ class NNM(RuleOver):
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
         return mixing_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
         return published_mixing_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the mixed rows."""
-        return precise(self.base, mix(rows, weights, self.byz_fraction), weights)
+        return aggregate_float64(self.base, mix(rows, weights, self.byz_fraction), weights)
 
 
 def mix(rows: Tensor, weights: Tensor, byz_fraction: float) -> Tensor:

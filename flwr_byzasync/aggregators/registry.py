@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from flwr_byzasync._checks import check_byz_fraction
-from flwr_byzasync._registry import as_call, constant, declared, parse
+from flwr_byzasync._registry import as_call, declared, literal, parse_spec
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     WeightedRule,
@@ -22,7 +22,7 @@ FIX = "write for example 'cwmed', 'ctma(gm)' or 'rfa(iterations=5)'"
 
 @cache
 def discover() -> Mapping[str, type[WeightedRule]]:
-    """Return every rule of this package by name, read off the files' ``RULE`` declarations.
+    """Return every rule of this package by name, read off the files' ``INFO`` declarations.
 
     Returns
     -------
@@ -34,8 +34,8 @@ def discover() -> Mapping[str, type[WeightedRule]]:
     >>> discover()["gm"].__name__
     'GeometricMedian'
     """
-    # `Unweighted` lives in this module: it is written as a suffix, not as a name.
-    return declared(PACKAGE, "RULE", without=("registry",))
+    # `Unweighted` is written as a suffix, not as a name.
+    return declared(PACKAGE, "INFO", without=("unweighted",))
 
 
 def build(text: str, byz_fraction: float | None = None) -> Aggregator:
@@ -71,7 +71,7 @@ def build(text: str, byz_fraction: float | None = None) -> Aggregator:
     """
     if byz_fraction is not None:
         check_byz_fraction("byz_fraction", byz_fraction)
-    return _rule(parse(text), text, byz_fraction)
+    return _rule(parse_spec(text), text, byz_fraction)
 
 
 def _rule(node: ast.expr | None, text: str, byz_fraction: float | None) -> Aggregator:
@@ -133,7 +133,7 @@ def _legal(name: str, settings: Collection[str], base: Field[Any] | None) -> str
 
 def _number(rule: str, name: str, node: ast.expr, text: str) -> object:
     with suppress(ValueError):
-        value = constant(node)
+        value = literal(node)
         if value is None or isinstance(value, int | float):
             return value
     legal = f"{rule} with a number, true, false or none for {name}"

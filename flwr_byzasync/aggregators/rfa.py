@@ -12,7 +12,7 @@ from flwr_byzasync.aggregators.numerics import (
     heaviest_row,
     squared_distances,
 )
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RFA(WeightedRule):
     iterations: int = 3
     nu: float = 1e-6
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="rfa",
         laws=frozenset(Law) - {Law.SCALE},
         bound=None,

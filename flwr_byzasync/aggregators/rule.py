@@ -46,7 +46,7 @@ class Law(Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuleInfo:
     """What a class of rules declares about itself.
 
     Parameters
@@ -78,11 +78,11 @@ class Rule:
 class WeightedRule(ABC):
     """Base of the rules in this package: a float64 core, checked and rounded once at the end.
 
-    A subclass is a frozen dataclass with a ``RULE`` and an `aggregate`. A third party's rule
+    A subclass is a frozen dataclass with a ``INFO`` and an `aggregate`. A third party's rule
     need not derive from it: any `Aggregator` works everywhere.
     """
 
-    RULE: ClassVar[Rule]
+    INFO: ClassVar[RuleInfo]
 
     @abstractmethod
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -104,18 +104,18 @@ class WeightedRule(ABC):
     @property
     def laws(self) -> frozenset[Law]:
         """Laws that this very rule keeps; compositions keep only what their parts keep."""
-        return self.RULE.laws
+        return self.INFO.laws
 
     def bound(self, lam: float) -> float | None:
         """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved.
 
         A rule with a field `byz_fraction` has its constant there, for any share up to it.
         """
-        return self._declared(self.RULE.bound, lam)
+        return self._declared(self.INFO.bound, lam)
 
     def published(self, lam: float) -> float | None:
         """Return the literature's constant of this very rule, as `bound` has ours, or None."""
-        return self._declared(self.RULE.published, lam)
+        return self._declared(self.INFO.published, lam)
 
     def _declared(
         self, constant: Callable[[float], float | None] | None, lam: float
@@ -163,10 +163,10 @@ class WeightedRule(ABC):
         return torch.where(usable, result, torch.nan).to(rows.dtype)
 
 
-class RuleOver(WeightedRule):
+class MetaRule(WeightedRule):
     """Base of the rules over another rule, which is their field `base`.
 
-    A subclass says in `over` and `published_over` what becomes of its base's constant.
+    A subclass says in `bound_over` and `published_bound_over` what becomes of its base's constant.
 
     Raises
     ------
@@ -184,7 +184,7 @@ class RuleOver(WeightedRule):
     @property
     def laws(self) -> frozenset[Law]:
         """Those of its own that the base keeps as well."""
-        return self.RULE.laws & laws_of(self.base)
+        return self.INFO.laws & laws_of(self.base)
 
     @property
     def trusted(self) -> tuple[int, ...]:
@@ -192,36 +192,36 @@ class RuleOver(WeightedRule):
         trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
         return trusted
 
-    def over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - for subclasses
+    def bound_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - for subclasses
         """c_λ over a base with constant `base` at λ; None where nothing is proved."""
         return None
 
-    def published_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - the same
+    def published_bound_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - the same
         """Return the literature's constant over a base with constant `base`, or None."""
         return None
 
     def bound(self, lam: float) -> float | None:
         """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return self._composed(lam, bound_of, self.over)
+        return self._composed(lam, bound_of, self.bound_over)
 
     def published(self, lam: float) -> float | None:
         """Return the same with what the literature has for both."""
-        return self._composed(lam, published_of, self.published_over)
+        return self._composed(lam, published_of, self.published_bound_over)
 
     def _composed(
         self,
         lam: float,
         of: Callable[[Aggregator, float], float | None],
-        over: Callable[[float, float], float | None],
+        bound_over: Callable[[float, float], float | None],
     ) -> float | None:
         def constant(mine: float) -> float | None:
             base = of(self.base, mine)
-            return None if base is None else over(mine, base)
+            return None if base is None else bound_over(mine, base)
 
         return self._declared(constant, lam)
 
 
-def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
+def aggregate_float64(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
     """Return a rule's result in float64, unrounded where the rule is one of ours.
 
     Meta-rules measure distances to their base's result: rounded to float32 it would be off by

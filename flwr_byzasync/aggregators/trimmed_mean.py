@@ -9,7 +9,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import floor_bound, published_trimmed_bound
 from flwr_byzasync.aggregators.numerics import column_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 
@@ -52,7 +52,7 @@ class TrimmedMean(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="trimmed_mean",
         laws=frozenset(Law),
         bound=floor_bound,

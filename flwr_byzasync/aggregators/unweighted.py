@@ -9,14 +9,14 @@ from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
 
 
 @dataclass(frozen=True)
-class Unweighted(RuleOver):
+class Unweighted(MetaRule):
     """A rule that sees the weight 1 for every row of positive weight: the paper's comparison.
 
     Its bound would hold for counts of nodes, not for shares of the weight, so none is declared.
@@ -24,7 +24,7 @@ class Unweighted(RuleOver):
 
     base: Aggregator
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="unweighted",
         laws=frozenset(Law) - {Law.COPIES},
         bound=None,
@@ -33,7 +33,7 @@ class Unweighted(RuleOver):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's result with all positive weights set to 1."""
-        return precise(self.base, rows, _ones(weights))
+        return aggregate_float64(self.base, rows, _ones(weights))
 
     def incremental(self) -> "IncrementalUnweighted | None":
         """How it is kept up to date, where its base is."""

@@ -21,7 +21,7 @@ class Needs(Enum):
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackInfo:
     """Declaration of a class of attacks.
 
     Parameters
@@ -32,11 +32,14 @@ class Attack:
         The least that it must know.
     sources : tuple of str
         Where it is described, and where the defaults of its parameters come from.
+    aliases : tuple of str
+        Other names that `build` accepts; `discover` lists an attack under `name` alone.
     """
 
     name: str
     needs: Needs
     sources: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class VectorAttack(Protocol):
     method `TimedAttack.delay`.
     """
 
-    ATTACK: ClassVar[Attack]
+    INFO: ClassVar[AttackInfo]
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent instead of the honest vector."""
@@ -113,7 +116,7 @@ class TimedAttack(Protocol):
 class LabelAttack(Protocol):
     """An attack on the data: ``transform(labels, classes) -> labels``."""
 
-    ATTACK: ClassVar[Attack]
+    INFO: ClassVar[AttackInfo]
 
     def transform(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels that the node trains on."""
@@ -122,7 +125,7 @@ class LabelAttack(Protocol):
 
 def needs_of(attack: VectorAttack | LabelAttack) -> Needs:
     """Return what this very attack needs, which its settings may change."""
-    needs: Needs = getattr(attack, "needs", attack.ATTACK.needs)
+    needs: Needs = getattr(attack, "needs", attack.INFO.needs)
     return needs
 
 

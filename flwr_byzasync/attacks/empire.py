@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_choice, check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
 from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
 
@@ -44,8 +44,9 @@ class Empire:
     epsilon: float | str = 0.1
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="empire",
+        aliases=("ipm",),
         needs=Needs.COLLUDERS,
         sources=(
             "Xie et al. 2020, arXiv 1903.03936",
@@ -64,7 +65,7 @@ class Empire:
     @property
     def needs(self) -> Needs:
         """Everything for the strongest ε, else what the class declares."""
-        return Needs.EVERYTHING if self.epsilon == "optimised" else self.ATTACK.needs
+        return Needs.EVERYTHING if self.epsilon == "optimised" else self.INFO.needs
 
     @property
     def needs_rule(self) -> bool:

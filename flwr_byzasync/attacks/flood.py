@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
 
@@ -43,7 +43,7 @@ class Flood(OverBase):
 
     base: VectorAttack | None = field(default_factory=SignFlip)
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="flood",
         needs=Needs.OWN_VECTOR,
         sources=("this package: docs/algorithm.md, λ bounds shares of the replies",),

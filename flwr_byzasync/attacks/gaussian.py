@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import as_sent
 
 
@@ -34,7 +34,7 @@ class Gaussian:
 
     deviation: float = 200.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="gaussian",
         needs=Needs.OWN_VECTOR,
         sources=("Blanchard et al. 2017, arXiv 1703.02757, section 5",),

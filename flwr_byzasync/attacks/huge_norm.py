@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import as_sent, direction_of
 
 
@@ -39,7 +39,7 @@ class HugeNorm:
 
     norm: float = 1e30
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="huge_norm",
         needs=Needs.OWN_VECTOR,
         sources=("Blanchard et al. 2017, arXiv 1703.02757, lemma 1: no linear rule bears it",),

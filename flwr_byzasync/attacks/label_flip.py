@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import Attack, Needs
+from flwr_byzasync.attacks.attack import AttackInfo, Needs
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LabelFlip:
     tensor([9, 8, 0])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="label_flip",
         needs=Needs.OWN_LABELS,
         sources=("Dahan and Levy 2024, arXiv 2501.09621, section 5",),

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.rule import precise
+from flwr_byzasync.aggregators.rule import aggregate_float64
 from flwr_byzasync.attacks.attack import Knowledge
-from flwr_byzasync.attacks.statistics import Rows
+from flwr_byzasync.attacks.statistics import Rows, first_largest
 from flwr_byzasync.errors import ConfigError
 
 LOWEST, HIGHEST = 2.0**-6, 2.0**6
@@ -18,7 +18,6 @@ FINE = 9
 """Strengths of each refinement, between the neighbours of the best so far."""
 REFINEMENTS = 3
 """Each divides the distance by 4 in the exponent: the last strengths are 0.6 % apart."""
-TIE = 1e-9
 
 
 def strongest(
@@ -77,9 +76,7 @@ def _best(
     knowledge: Knowledge,
 ) -> int:
     moved = [_moved(crafted(strength), rows, mean, knowledge) for strength in grid]
-    distance = torch.stack(moved)
-    near: list[bool] = (distance >= distance.amax() * (1.0 - TIE)).tolist()
-    return near.index(True) if any(near) else 0
+    return int(first_largest(torch.stack(moved)))
 
 
 def _moved(vector: Tensor, rows: Rows, mean: Tensor, knowledge: Knowledge) -> Tensor:
@@ -87,7 +84,7 @@ def _moved(vector: Tensor, rows: Rows, mean: Tensor, knowledge: Knowledge) -> Te
     lie = vector.to(vectors.device, torch.promote_types(vectors.dtype, vector.dtype))
     table = torch.cat([vectors.to(lie.dtype), lie.unsqueeze(0)])
     weights = _weights(rows, knowledge)
-    result = precise(knowledge.rule, table, weights)  # type: ignore[arg-type]
+    result = aggregate_float64(knowledge.rule, table, weights)  # type: ignore[arg-type]
     distance: Tensor = torch.linalg.vector_norm(result - mean)
     return distance
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_choice, check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
 from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
 from flwr_byzasync.errors import ConfigError
@@ -58,8 +58,9 @@ class Little:
     z: float | str = "paper"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="little",
+        aliases=("alie",),
         needs=Needs.COLLUDERS,
         sources=(
             "Baruch et al. 2019, arXiv 1902.06156, algorithm 3",
@@ -78,7 +79,7 @@ class Little:
     @property
     def needs(self) -> Needs:
         """Everything for the strongest z, else what the class declares."""
-        return Needs.EVERYTHING if self.z == "optimised" else self.ATTACK.needs
+        return Needs.EVERYTHING if self.z == "optimised" else self.INFO.needs
 
     @property
     def needs_rule(self) -> bool:

@@ -6,17 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import (
     Rows,
     as_sent,
     centred_gram,
+    first_largest,
     moments,
     rows_of,
     unit_of,
 )
-
-TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Mimic:
     tensor([-5.,  1.])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="mimic",
         needs=Needs.EVERYTHING,
         sources=("Karimireddy et al. 2022, arXiv 2006.09365, section 4",),
@@ -71,5 +70,4 @@ def _farthest(rows: Rows) -> Tensor:
     # ⟨v, x_i − μ⟩ = √a u_i / √w_i.
     vectors: Tensor = torch.linalg.eigh(root.unsqueeze(1) * gram * root).eigenvectors
     distance = vectors[:, -1].abs() / root
-    near = distance >= distance.amax() * (1.0 - TIE)
-    return near.to(torch.uint8).argmax()
+    return first_largest(distance)

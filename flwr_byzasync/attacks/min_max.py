@@ -10,7 +10,7 @@ from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import (
     Rows,
     as_sent,
@@ -61,7 +61,7 @@ class MinMax:
     perturbation: str = "std"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="min_max",
         needs=Needs.COLLUDERS,
         sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),
@@ -110,7 +110,7 @@ class MinSum:
     perturbation: str = "std"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="min_sum",
         needs=Needs.COLLUDERS,
         sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),

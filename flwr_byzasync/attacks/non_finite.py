@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 SOURCE = "this package: what `Reason.NON_FINITE` is for"
 
@@ -22,7 +22,7 @@ class Infinite:
     tensor([inf, inf])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+    INFO: ClassVar[AttackInfo] = AttackInfo(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""
@@ -41,7 +41,7 @@ class NotANumber:
     tensor([nan, nan])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+    INFO: ClassVar[AttackInfo] = AttackInfo(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return what is sent."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import as_sent, norm_of
 
 
@@ -42,7 +42,7 @@ class OneCoordinate:
     scale: float = 1.0
     coordinate: int = 0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="one_coordinate",
         needs=Needs.OWN_VECTOR,
         sources=("El Mhamdi et al. 2018, arXiv 1802.07927, section 3",),

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.gaussian import normal
 from flwr_byzasync.attacks.statistics import as_sent, direction_of, norm_of
 
@@ -34,7 +34,7 @@ class RandomDirection:
 
     scale: float = 1.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="random",
         needs=Needs.OWN_VECTOR,
         sources=("this package: the Gaussian attack where norms are bounded",),

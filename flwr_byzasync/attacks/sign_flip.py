@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.statistics import as_sent
 
 
@@ -34,7 +34,7 @@ class SignFlip:
 
     scale: float = 1.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="sign_flip",
         needs=Needs.OWN_VECTOR,
         sources=("Allen-Zhu et al. 2021, arXiv 2012.14368", "Dahan and Levy 2024, section 5"),

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
 
@@ -44,7 +44,7 @@ class Sleeper(OverBase):
     hostile_for: int = 20
     base: VectorAttack = field(default_factory=SignFlip)
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="sleeper",
         needs=Needs.OWN_VECTOR,
         sources=("this package: weights are counts of all accepted replies",),

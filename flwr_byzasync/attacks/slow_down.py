@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 
 
@@ -40,7 +40,7 @@ class SlowDown(OverBase):
     total_delay: float = 540.0
     base: VectorAttack | None = None
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="slow_down",
         needs=Needs.OWN_VECTOR,
         sources=("this package: the largest staleness that `reply_timeout` allows",),

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StaleReplay:
 
     age: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="stale_replay",
         needs=Needs.OWN_VECTOR,
         sources=("this package: replays are refused as messages, not as vectors",),

@@ -8,6 +8,9 @@ from torch import Tensor
 from flwr_byzasync.aggregators.numerics import column_blocks, paired_blocks
 from flwr_byzasync.attacks.attack import Knowledge
 
+TIED = 1e-9
+"""Values that differ by less than this factor are equal: rounding must not decide."""
+
 
 class Rows(NamedTuple):
     """(n, d) honest vectors as they came, and their shares of the weight, (n,) float64."""
@@ -91,6 +94,14 @@ def direction_of(vector: Tensor) -> Tensor:
     scaled = torch.where((scaled == 0).all(), 1.0, scaled)
     norm: Tensor = torch.linalg.vector_norm(scaled)
     return scaled / norm
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """Return the index of the first of the values within 1e-9 of the largest, 0-dim int64.
+
+    It is 0 where a value is NaN.
+    """
+    return (values >= values.amax() * (1.0 - TIED)).to(torch.uint8).argmax()
 
 
 def as_sent(vector: Tensor, honest: Tensor) -> Tensor:

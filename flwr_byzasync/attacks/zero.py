@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Zero:
     tensor([0., 0.])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="zero",
         needs=Needs.OWN_VECTOR,
         sources=("Fraboni et al. 2021, arXiv 2006.11901: plain free-riders",),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flwr_byzasync.aggregators.rule import Aggregator, precise
+from flwr_byzasync.aggregators.rule import Aggregator, aggregate_float64
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -67,7 +67,7 @@ def _called(rule: Aggregator, given: Floats, counts: Counts) -> Floats:
     places, masses = given.copy(), counts.copy()
     rows, weights = torch.from_numpy(places), torch.from_numpy(masses)
     try:
-        result = precise(rule, rows, weights)
+        result = aggregate_float64(rule, rows, weights)
     except Exception as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RuleError(f"it raised {told} for {len(rows)} rows of {rows.shape[1]}") from error

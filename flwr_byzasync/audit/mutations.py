@@ -14,7 +14,7 @@ import numpy as np
 from flwr_byzasync.audit.case import Case, Counts, Floats
 
 
-class Moves:
+class Mutations:
     """Random changes of rows and weights; honest and other rows keep their common weight.
 
     Parameters

@@ -19,7 +19,7 @@ Values = list[float | None]
 
 
 @dataclass(frozen=True)
-class Line:
+class AuditRow:
     """What was found for a rule at one λ.
 
     Parameters
@@ -57,7 +57,7 @@ class Line:
         return self.ours is not None and self.worst.ratio > self.ours * (1.0 + SLACK) + 1e-9
 
     @property
-    def ruined(self) -> bool:
+    def unbounded(self) -> bool:
         """Whether no constant is stated, and none would hold."""
         return self.ours is None and self.worst.ratio > RUIN
 
@@ -68,7 +68,7 @@ def _number(value: float | None) -> str:
     return "unbounded" if value > RUIN else f"{value:.4g}"
 
 
-def table(lines: Sequence[Line], *, markdown: bool) -> str:
+def table(lines: Sequence[AuditRow], *, markdown: bool) -> str:
     """Return one rule's table, a line for each λ."""
     cells = [["λ", "published", "ours", "worst found", "share of ours", "floor λ/(1-2λ)"]]
     for line in lines:
@@ -83,7 +83,7 @@ def table(lines: Sequence[Line], *, markdown: bool) -> str:
     return "\n".join("  ".join(row) for row in padded)
 
 
-def matrix(found: Mapping[str, Sequence[Line]], lambdas: Sequence[float]) -> str:
+def matrix(found: Mapping[str, Sequence[AuditRow]], lambdas: Sequence[float]) -> str:
     """Return the table of many rules, a column for each λ: worst found / stated."""
     cells = [["rule", *(f"λ = {lam:g}" for lam in lambdas)]]
     for name, lines in found.items():
@@ -98,10 +98,10 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
-def example(line: Line) -> str:
+def example(line: AuditRow) -> str:
     """Return a worst case as text that Python reads, in round numbers where they do."""
     case = plain(line.rule, line.worst, line.lam)
-    if line.broken and not Line(line.rule, line.lam, case).broken:
+    if line.broken and not AuditRow(line.rule, line.lam, case).broken:
         case = line.worst
     found = f"ratio {case.ratio:.3g}"
     if not np.isfinite(case.result).all():
@@ -110,7 +110,7 @@ def example(line: Line) -> str:
         found += " (the rows of G are equal, and the result is elsewhere)"
     if line.broken:
         found += f" is above the stated {line.ours:.6g}"
-    elif line.ruined:
+    elif line.unbounded:
         found = f"no constant: {found}"
     held = Fraction(int(case.weights[case.honest].sum()), int(case.weights.sum()))
     return (
@@ -122,7 +122,7 @@ def example(line: Line) -> str:
     )
 
 
-def drawn(lines: Sequence[Line]) -> str:
+def ascii_plot(lines: Sequence[AuditRow]) -> str:
     """Return the curve as text: a line for each λ, a logarithmic axis."""
     curves = _curves(lines)
     logs = [math.log(v) for _, values, _ in curves for v in values if v and v <= RUIN]
@@ -143,7 +143,7 @@ def drawn(lines: Sequence[Line]) -> str:
     return "\n".join(text)
 
 
-def figure(name: str, lines: Sequence[Line], path: Path) -> bool:
+def figure(name: str, lines: Sequence[AuditRow], path: Path) -> bool:
     """Draw the curve over λ into a file; False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ def figure(name: str, lines: Sequence[Line], path: Path) -> bool:
     return True
 
 
-def _curves(lines: Sequence[Line]) -> list[tuple[str, Values, str]]:
+def _curves(lines: Sequence[AuditRow]) -> list[tuple[str, Values, str]]:
     return [
         ("floor λ/(1-2λ)", [line.floor for line in lines], "--"),
         ("published", [line.published for line in lines], ":"),

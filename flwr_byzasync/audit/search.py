@@ -15,7 +15,7 @@ import numpy as np
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.rule import Aggregator
 from flwr_byzasync.audit.case import Case, Counts, Floats, Mask, evaluate, exact_ratio
-from flwr_byzasync.audit.mutations import Moves
+from flwr_byzasync.audit.mutations import Mutations
 
 TOTAL = 1_000_000_000
 """About the total weight of a candidate: it comes as near to exact halves, and rows may weigh as
@@ -118,7 +118,7 @@ class _Search:
         unit = 2 * lam.denominator if lam.denominator <= TOTAL // 1000 else 2
         self.total = unit * -(-TOTAL // unit)
         self.liars = math.floor(lam * self.total)
-        self.moves = Moves(self.rng, lam, self.total)
+        self.moves = Mutations(self.rng, lam, self.total)
 
     def call(self, rows: Floats, weights: Counts, honest: Mask) -> Case:
         """Call the rule once."""

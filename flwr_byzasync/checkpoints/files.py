@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flwr_byzasync._checks import check_integer, check_number, plain_numbers
+from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
 from flwr_byzasync.errors import ConfigError
 
 try:
@@ -72,7 +72,7 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         named = isinstance(self.folder, str | os.PathLike) and os.fspath(self.folder)
         if not isinstance(named, str) or not _is_path(named):
             fix = "write the whole path, beginning at the root"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_byzasync._checks import check_choice, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_number, coerce_numbers
 from flwr_byzasync.errors import ConfigError
 
 PAYLOADS = ("momentum", "gradient", "model")
@@ -48,7 +48,7 @@ class Reading:
     delay_compensation: float = 0.0
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         check_choice("payload", self.payload, PAYLOADS, fix="leave it out or pass 'model'")
         check_choice("correction", self.correction, CORRECTIONS, fix="leave it out")
         fix = "pass for example momentum=0.9"

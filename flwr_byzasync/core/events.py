@@ -13,7 +13,7 @@ from flwr_byzasync.core.quorum import all_shut, answers, may_step, paused
 from flwr_byzasync.core.state import Node, Rejected, Sent, ServerState, Tables, Update
 from flwr_byzasync.core.timing import LEAST_PATIENCE, PATIENCE, earliest, failed, time_limit
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
-from flwr_byzasync.errors import NOT_ITS_DOING, Reason
+from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS, Reason
 from flwr_byzasync.optimizers import divisor_of
 
 REPLY_TIMES_KEPT = 15
@@ -118,7 +118,7 @@ def on_reply(
     if isinstance(reply, Update):
         return _accept(state, sent, reply, now)
     faults = state.nodes[sent.node_id].faults + 1
-    last = reply.reason not in NOT_ITS_DOING and faults >= state.policy.shut_after
+    last = reply.reason not in INFRASTRUCTURE_FAULTS and faults >= state.policy.shut_after
     event = Event.LAST_FAULT if last else Event.FAULT
     return _advance(state, sent.node_id, event, reply.reason, now)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from flwr_byzasync._checks import check_choice, check_integer, check_number, plain_numbers
+from flwr_byzasync._checks import check_choice, check_integer, check_number, coerce_numbers
 from flwr_byzasync.core.contribution import Reading
 
 BELOW_MIN_NODES = ("continue", "wait")
@@ -52,7 +52,7 @@ class Policy:
     reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         if self.min_nodes is not None:
             fix = "pass a positive number, or None"
             check_integer("min_nodes", self.min_nodes, low=1, fix=fix)

@@ -6,7 +6,7 @@ from statistics import median
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import Node, ServerState
 from flwr_byzasync.core.transitions import Event
-from flwr_byzasync.errors import NOT_ITS_DOING, Reason
+from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS, Reason
 
 PATIENCE = 10.0
 """A node is late once it takes this many times as long as usual,"""
@@ -78,7 +78,7 @@ def failed(node: Node, event: Event, reason: Reason | None, policy: Policy, now:
     now : float
         Seconds of the clock.
     """
-    if event is Event.SILENT or (event is Event.FAULT and reason in NOT_ITS_DOING):
+    if event is Event.SILENT or (event is Event.FAULT and reason in INFRASTRUCTURE_FAULTS):
         node = replace(node, silences=node.silences + 1)
     elif event is not Event.UNSENT:
         shuts = node.shuts + (event is Event.LAST_FAULT)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr_byzasync._checks import check_number, plain_numbers
+from flwr_byzasync._checks import check_number, coerce_numbers
 from flwr_byzasync.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ class EarlyStop:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         sides = [side for side in (self.at_least, self.at_most) if side is not None]
         if self.metric is not None and not isinstance(self.metric, str):
             raise ConfigError("metric", self.metric, "a name or None", "pass for example 'loss'")

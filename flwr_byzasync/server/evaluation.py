@@ -9,7 +9,7 @@ from logging import getLogger
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_byzasync._checks import check_integer, check_number, plain_numbers
+from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.pending_evaluations import Question, Questions
 from flwr_byzasync.errors import ConfigError
@@ -49,7 +49,7 @@ class EvaluationSettings:
     function: MetricsFn | None = None
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
+        coerce_numbers(self)
         fix = "pass for example fraction_evaluate=0.5, or 0.0 for no evaluation by nodes"
         check_number("fraction_evaluate", self.fraction, low=0, high=1, fix=fix)
         fix = "pass for example min_evaluate_nodes=2"

@@ -17,7 +17,7 @@ FINE = 500
 """Weight of a hair in `adversarial_rows`: one part in 2 · FINE · (denominator of λ)."""
 
 
-class Attack(NamedTuple):
+class BoundCase(NamedTuple):
     """Weighted rows, and the share of the weight that liars among them may hold."""
 
     case: Weighted
@@ -69,7 +69,7 @@ def _cells(share: Fraction, first: Fraction, hair: int, in_first: int) -> list[i
     return [max(0, w) for w in (honest, unit - honest - liars, near, liars - near)]
 
 
-def witnesses(share: Fraction) -> list[Attack]:
+def witnesses(share: Fraction) -> list[BoundCase]:
     """Return what constants that are too small for a median or for trimming are refuted by.
 
     Two points, and each threshold missed by a hair; and a liar on one side a little nearer than
@@ -80,12 +80,12 @@ def witnesses(share: Fraction) -> list[Attack]:
         weights = torch.tensor(_cells(share, first, hair, in_first))
         rows = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64)
         used = weights > 0
-        found.append(Attack(Weighted(rows[used], weights[used]), share))
+        found.append(BoundCase(Weighted(rows[used], weights[used]), share))
     unit, lam = 2 * FINE * share.denominator, float(share)
     rows = torch.tensor([[0.0], [2 * lam], [1.0], [-1.0 + 1e-6]], dtype=torch.float64)
     middle, liars = int((Fraction(1, 2) - share) * unit), int(share * unit)
     weights = torch.tensor([middle + 1, middle - 1, liars, liars])
-    return [*found, Attack(Weighted(rows, weights), share)]
+    return [*found, BoundCase(Weighted(rows, weights), share)]
 
 
 @st.composite
@@ -127,15 +127,15 @@ def adversarial_rows(
 
 
 @st.composite
-def attacks(
+def bound_cases(
     draw: st.DrawFn,
     limit: Fraction = Fraction(9, 20),
     max_rows: int = MAX_ROWS,
     trusted: Sequence[int] = (),
-) -> Attack:
+) -> BoundCase:
     """Draw weighted rows of every kind, and a share of liars of at most `limit`."""
     if draw(st.booleans()) and max_rows >= 4 and max(trusted, default=0) < 4:
         share = draw(shares(limit=limit))
-        return Attack(draw(adversarial_rows(share, max_rows, trusted)), share)
+        return BoundCase(draw(adversarial_rows(share, max_rows, trusted)), share)
     case = draw(weighted_rows(*KINDS, max_rows=max_rows, trusted=trusted))
-    return Attack(case, draw(shares(case.weights, limit)))
+    return BoundCase(case, draw(shares(case.weights, limit)))

@@ -13,7 +13,7 @@ from flwr_byzasync._checks import check_byz_fraction, check_integer, check_numbe
 from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, checked_constant, laws_of
 from flwr_byzasync.audit.inequality import exact_share, worst
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.testing.adversarial_cases import Attack, attacks, witnesses
+from flwr_byzasync.testing.adversarial_cases import BoundCase, bound_cases, witnesses
 from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Trial, Weighted, trials
 from flwr_byzasync.testing.claim import Claim, LawError, shown
 from flwr_byzasync.testing.edges import EDGES, check_time
@@ -203,17 +203,17 @@ def check_bound(claim: Claim, limit: Fraction, search: settings) -> None:
     if all(claim.bound(float(limit * n / 20)) is None for n in range(21)):
         return
 
-    def inequality(attack: Attack) -> None:
+    def inequality(attack: BoundCase) -> None:
         excess = check_inequality(claim, attack)
         target(min(excess, 1e6), label="share of the bound")
 
     # Not for rows that must be honest: any of these may be a liar's.
     for attack in () if claim.trusted or most < 4 else witnesses(limit):
         check_inequality(claim, attack)
-    _run(search, attacks(limit, max_rows=most, trusted=claim.trusted), inequality)
+    _run(search, bound_cases(limit, max_rows=most, trusted=claim.trusted), inequality)
 
 
-def check_inequality(claim: Claim, attack: Attack) -> float:
+def check_inequality(claim: Claim, attack: BoundCase) -> float:
     """Check ``‖A − x̄_G‖² <= c ρ²`` for every admissible G, in float64 and in float32.
 
     Returns

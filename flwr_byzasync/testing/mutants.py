@@ -20,7 +20,7 @@ MEAN = Mean()
 
 
 @dataclass(frozen=True)
-class Planted:
+class Mutant:
     """A broken rule and what is claimed of it.
 
     Parameters
@@ -176,30 +176,30 @@ def two_rows_at_least(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 ALL = tuple(Law)
-PLANTED = (
-    Planted(MEAN, "BOUND", ALL, sharp_bound),
-    Planted(without_weights, "BOUND", (), sharp_bound),
-    Planted(without_weights, "COPIES", ALL),
-    Planted(smoothed_by_the_farthest, "BOUND", (), sharp_bound),
-    Planted(trimmed_on_one_side, "BOUND", (), sharp_bound),
-    Planted(gram_distances, "BOUND", (), lambda lam: 9.0 * sharp_bound(lam)),
-    Planted(lower_half, "HALVES", ALL),
-    Planted(exact_halves, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
-    Planted(weights_in_float32, "WEIGHT_SCALE", ALL),
-    Planted(one_more_weight, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
-    Planted(first_of_ties, "PERMUTATION", (Law.PERMUTATION, Law.WEIGHT_SCALE, Law.AGREEMENT)),
-    Planted(RFA(), "SCALE", ALL),
-    Planted(clipped_at_two, "SCALE", (Law.SCALE,)),
-    Planted(shrunk, "TRANSLATION", (Law.TRANSLATION,)),
-    Planted(shrunk, "AGREEMENT", (Law.AGREEMENT,)),
-    Planted(normalised_first, "AGREEMENT", (Law.AGREEMENT,)),
-    Planted(beyond_the_rows, "HULL", (Law.HULL,)),
-    Planted(sorts_in_place, "UNWRITTEN", ALL),
-    Planted(a_view, "UNWRITTEN"),
-    Planted(noisy, "REPEATABLE"),
-    Planted(product_with_nothing, "DEFINED"),
-    Planted(zero_rows_count, "ABSENT"),
-    Planted(always_double, "DTYPE"),
-    Planted(squares_in_float32, "DEFINED"),
-    Planted(two_rows_at_least, "DEFINED"),
+MUTANTS = (
+    Mutant(MEAN, "BOUND", ALL, sharp_bound),
+    Mutant(without_weights, "BOUND", (), sharp_bound),
+    Mutant(without_weights, "COPIES", ALL),
+    Mutant(smoothed_by_the_farthest, "BOUND", (), sharp_bound),
+    Mutant(trimmed_on_one_side, "BOUND", (), sharp_bound),
+    Mutant(gram_distances, "BOUND", (), lambda lam: 9.0 * sharp_bound(lam)),
+    Mutant(lower_half, "HALVES", ALL),
+    Mutant(exact_halves, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
+    Mutant(weights_in_float32, "WEIGHT_SCALE", ALL),
+    Mutant(one_more_weight, "WEIGHT_SCALE", (Law.WEIGHT_SCALE,)),
+    Mutant(first_of_ties, "PERMUTATION", (Law.PERMUTATION, Law.WEIGHT_SCALE, Law.AGREEMENT)),
+    Mutant(RFA(), "SCALE", ALL),
+    Mutant(clipped_at_two, "SCALE", (Law.SCALE,)),
+    Mutant(shrunk, "TRANSLATION", (Law.TRANSLATION,)),
+    Mutant(shrunk, "AGREEMENT", (Law.AGREEMENT,)),
+    Mutant(normalised_first, "AGREEMENT", (Law.AGREEMENT,)),
+    Mutant(beyond_the_rows, "HULL", (Law.HULL,)),
+    Mutant(sorts_in_place, "UNWRITTEN", ALL),
+    Mutant(a_view, "UNWRITTEN"),
+    Mutant(noisy, "REPEATABLE"),
+    Mutant(product_with_nothing, "DEFINED"),
+    Mutant(zero_rows_count, "ABSENT"),
+    Mutant(always_double, "DTYPE"),
+    Mutant(squares_in_float32, "DEFINED"),
+    Mutant(two_rows_at_least, "DEFINED"),
 )

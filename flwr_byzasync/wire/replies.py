@@ -12,7 +12,7 @@ from flwr_byzasync.core.contribution import PAYLOADS
 from flwr_byzasync.core.layout import Layout, ModelLayout, has_norm
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.state import Rejected, Update
-from flwr_byzasync.errors import NOT_ITS_DOING, Reason
+from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS, Reason
 from flwr_byzasync.wire.arrays import RefusalError, read_record
 from flwr_byzasync.wire.keys import BEFORE, BUFFERS, METRICS, PAYLOAD, QUERY, Wire
 
@@ -86,7 +86,7 @@ def metrics_of(reply: Message) -> Metrics | None:
 
 def lost_on_the_way(reply: Message) -> bool:
     """Whether a reply is the network's error, which tells nothing about its node."""
-    return bool(reply.has_error()) and _reason_of(reply) in NOT_ITS_DOING
+    return bool(reply.has_error()) and _reason_of(reply) in INFRASTRUCTURE_FAULTS
 
 
 def _vector(

@@ -22,7 +22,7 @@ from flwr_byzasync.aggregators import (
     Mean,
 )
 from flwr_byzasync.testing import LawError, Weighted, check_aggregator, shares, weighted_rows
-from flwr_byzasync.testing.adversarial_cases import adversarial_rows, attacks
+from flwr_byzasync.testing.adversarial_cases import adversarial_rows, bound_cases
 from flwr_byzasync.testing.cases import trials
 from flwr_byzasync.testing.conformance import (
     check_bound,
@@ -32,7 +32,7 @@ from flwr_byzasync.testing.conformance import (
     claim_of,
 )
 from flwr_byzasync.testing.edges import check_time
-from flwr_byzasync.testing.mutants import PLANTED, Planted
+from flwr_byzasync.testing.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 MEDIAN = CoordinateWiseMedian()
@@ -48,22 +48,22 @@ FINDING = settings(
 )
 
 
-def name_of(planted: Planted) -> str:
-    return f"{getattr(planted.rule, '__name__', planted.rule)}: {planted.caught}"
+def name_of(mutant: Mutant) -> str:
+    return f"{getattr(mutant.rule, '__name__', mutant.rule)}: {mutant.caught}"
 
 
 # --- what is caught ----------------------------------------------------------------------------
-@pytest.mark.parametrize("planted", PLANTED, ids=name_of)
-def test_a_broken_rule_is_caught_by_what_it_breaks(planted: Planted) -> None:
-    claim = claim_of(planted.rule, laws=planted.laws, bound=planted.bound)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=name_of)
+def test_a_broken_rule_is_caught_by_what_it_breaks(mutant: Mutant) -> None:
+    claim = claim_of(mutant.rule, laws=mutant.laws, bound=mutant.bound)
     with pytest.raises(LawError) as caught:
         check_claim(claim, Fraction(9, 20), FINDING)
-    assert caught.value.law == planted.caught
+    assert caught.value.law == mutant.caught
 
 
 def test_every_law_is_broken_by_a_planted_rule() -> None:
     always = {"BOUND", "HALVES", "UNWRITTEN", "REPEATABLE", "DEFINED", "ABSENT", "DTYPE"}
-    assert {planted.caught for planted in PLANTED} == {law.name for law in Law} | always
+    assert {mutant.caught for mutant in MUTANTS} == {law.name for law in Law} | always
 
 
 @pytest.mark.parametrize("factor", [0.9, 0.97])
@@ -267,7 +267,7 @@ def test_the_inequality_says_how_near_it_came() -> None:
     found = []
 
     @FINDING
-    @given(attacks(limit=Fraction(2, 5)))
+    @given(bound_cases(limit=Fraction(2, 5)))
     def draw(attack: object) -> None:
         found.append(check_inequality(claim, attack))  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from flwr_byzasync import ConfigError, attacks
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.attacks import (
     ALONE,
-    Attack,
+    AttackInfo,
     Empire,
     Flood,
     Knowledge,
@@ -40,7 +40,7 @@ def every_vector_attack() -> dict[str, VectorAttack]:
     plain = {
         name: attack()
         for name, attack in attacks.discover().items()
-        if attack.ATTACK.needs is not Needs.OWN_LABELS
+        if attack.INFO.needs is not Needs.OWN_LABELS
     }
     texts = (
         "little(z=published)", "little(z=optimised)", "little(z=0.5)", "empire(epsilon=optimised)",
@@ -88,9 +88,9 @@ def bits(vector: Tensor) -> bytes:
 @pytest.mark.parametrize("name", attacks.discover())
 def test_every_attack_declares_itself_and_is_of_the_kind_that_its_needs_imply(name: str) -> None:
     attack = attacks.discover()[name]()
-    assert isinstance(attack.ATTACK, Attack) and attack.ATTACK.name == name
-    assert attack.ATTACK.sources and all(attack.ATTACK.sources)
-    kind = LabelAttack if attack.ATTACK.needs is Needs.OWN_LABELS else VectorAttack
+    assert isinstance(attack.INFO, AttackInfo) and attack.INFO.name == name
+    assert attack.INFO.sources and all(attack.INFO.sources)
+    kind = LabelAttack if attack.INFO.needs is Needs.OWN_LABELS else VectorAttack
     assert isinstance(attack, kind)
 
 

@@ -18,7 +18,7 @@ from flwr_byzasync.core.events import (
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import Rejected, ServerState, Update, begin
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
-from flwr_byzasync.errors import NOT_ITS_DOING
+from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS
 from flwr_byzasync.optimizers import SGD
 
 NODE, OTHER = 1, 2
@@ -240,7 +240,7 @@ def test_one_usable_reply_makes_a_shut_node_an_ordinary_one_with_its_count() -> 
     assert state.nodes[NODE].status is Status.IDLE
 
 
-@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+@pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_does_not_shut_a_node_on_its_way_back(reason: Reason) -> None:
     state = on_reply(asked(brought_to(Status.SHUT), now=50.0), "m", Rejected(reason), now=50.0)
     assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].shuts == 1
@@ -290,7 +290,7 @@ def test_no_wait_grows_beyond_64_times_its_first_length() -> None:
     assert state.nodes[NODE].due == 64.0
 
 
-@pytest.mark.parametrize("reason", sorted(NOT_ITS_DOING, key=lambda reason: reason.name))
+@pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Reason) -> None:
     state = fresh(shut_after=1)
     for _ in range(3):
