@@ -7,7 +7,8 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
-from flwr_byzasync.aggregators.clipping import clip, norms
+from flwr_byzasync.aggregators.clipping import clip
+from flwr_byzasync.aggregators.numerics import norms
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
@@ -15,7 +16,7 @@ from flwr_byzasync.aggregators.rule import (
     RuleInfo,
     aggregate_float64,
 )
-from flwr_byzasync.aggregators.selection import largest_left
+from flwr_byzasync.aggregators.selection import clipping_threshold
 
 
 def arc_bound(lam: float, base: float) -> float:
@@ -90,5 +91,5 @@ class ARC(MetaRule):
         """Return the base's unrounded result on the clipped rows."""
         norm = norms(rows)
         share = 2.0 * self.byz_fraction * (1.0 - self.byz_fraction)
-        threshold = largest_left(norm, weights, share)
+        threshold = clipping_threshold(norm, weights, share)
         return aggregate_float64(self.base, clip(rows, norm, threshold), weights)

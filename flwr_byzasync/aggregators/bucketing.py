@@ -160,12 +160,12 @@ def means(rows: Tensor, weights: Tensor, order: Tensor, size: int) -> tuple[Tens
     """
     short = -len(order) % size
     group = torch.cat([order, order[:1].expand(short)]).reshape(-1, size)
-    mass = torch.cat([weights[order], weights.new_zeros(short)]).reshape(-1, size)
-    mass, inside = mass.sort(dim=1, descending=True, stable=True)
+    grouped = torch.cat([weights[order], weights.new_zeros(short)]).reshape(-1, size)
+    grouped, inside = grouped.sort(dim=1, descending=True, stable=True)
     group = group.gather(1, inside)
     count = torch.arange(1, size + 1, device=rows.device)
-    layer = count * (mass - torch.cat([mass[:, 1:], torch.zeros_like(mass[:, :1])], dim=1))
-    used = (mass > 0).unsqueeze(2)
+    layer = count * (grouped - torch.cat([grouped[:, 1:], torch.zeros_like(grouped[:, :1])], dim=1))
+    used = (grouped > 0).unsqueeze(2)
     blocks = []
     for block in column_blocks(rows):
         x = torch.where(used, block[group], 0.0).to(torch.float64)

@@ -11,7 +11,7 @@ from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import paired_blocks
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
-from flwr_byzasync.aggregators.selection import lowest, mean_around
+from flwr_byzasync.aggregators.selection import keep_nearest, mean_around
 
 
 def bulyan_bound(lam: float) -> float:
@@ -87,8 +87,8 @@ class Bulyan(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded means around the medians of the selected rows."""
         lam = self.byz_fraction
-        selected = lowest(krum_scores(rows, weights, 1.0 - lam), weights, 1.0 - 2.0 * lam)
-        wanted = selected.sum() * (1.0 - 4.0 * lam) / (1.0 - 2.0 * lam)
+        selected = keep_nearest(krum_scores(rows, weights, 1.0 - lam), weights, 1.0 - 2.0 * lam)
+        target_weight = selected.sum() * (1.0 - 4.0 * lam) / (1.0 - 2.0 * lam)
         median = CoordinateWiseMedian().aggregate(rows, selected)
         blocks = paired_blocks(rows, median)
-        return torch.cat([mean_around(x, selected, z, wanted) for x, z in blocks])
+        return torch.cat([mean_around(x, selected, z, target_weight) for x, z in blocks])

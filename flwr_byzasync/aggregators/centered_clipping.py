@@ -11,7 +11,7 @@ from flwr_byzasync._checks import check_byz_fraction, check_integer, check_numbe
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combined_offset, squared_distances
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
-from flwr_byzasync.aggregators.selection import TIE
+from flwr_byzasync.aggregators.selection import first_reaching
 
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 """φ: weight φλS lies at or beyond the default radius, of which liars hold λS at most and honest
@@ -113,25 +113,24 @@ class CenteredClipping(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded last point."""
-        mass = weights.to(torch.float64)
+        weights = weights.to(torch.float64)
         # v is kept as an offset from the median, or rows far from the origin would round it.
         centre = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
         offset = torch.zeros_like(centre)
         for _ in range(self.iterations):
             distance = squared_distances(rows, centre, offset).sqrt()
-            radius = self._radius(distance, mass)
+            radius = self._radius(distance, weights)
             # A row at v itself moves nothing, whatever its factor.
             factor = torch.where(distance > radius, radius / distance, 1.0)
-            pull = torch.where(mass > 0, mass * factor / mass.sum(), 0.0)
+            pull = torch.where(weights > 0, weights * factor / weights.sum(), 0.0)
             offset = (1.0 - pull.sum()) * offset + combined_offset(rows, pull, centre)
         return centre + offset
 
-    def _radius(self, distance: Tensor, mass: Tensor) -> Tensor:
+    def _radius(self, distance: Tensor, weights: Tensor) -> Tensor:
         """Return τ: the one given, or the distance within which (1 − φλ)S of the weight lies."""
         if self.radius is not None:
-            return torch.full_like(mass[0], self.radius)
-        order = torch.where(mass > 0, distance, torch.inf).argsort()
-        held = mass[order].cumsum(dim=0)
-        # Slack, or rounding in the sum of all weights could leave τ beyond the last row.
-        reached = held >= (1.0 - GOLDEN * self.byz_fraction) * held[-1] * (1.0 - TIE)
-        return distance[order].gather(0, reached.to(torch.uint8).argmax(dim=0, keepdim=True))[0]
+            return torch.full_like(weights[0], self.radius)
+        order = torch.where(weights > 0, distance, torch.inf).argsort()
+        held = weights[order].cumsum(dim=0)
+        target_weight = (1.0 - GOLDEN * self.byz_fraction) * held[-1]
+        return first_reaching(distance[order], held, target_weight)[0]

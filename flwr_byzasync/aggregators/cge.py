@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction
-from flwr_byzasync.aggregators.numerics import combine, heaviest_row, squared_distances
+from flwr_byzasync.aggregators.numerics import combine, heaviest_row, norms
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import keep_nearest
 
@@ -62,10 +61,6 @@ class CGE(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the shortest rows."""
-        mass = weights.to(torch.float64)
-        origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-        norm = squared_distances(rows, origin).sqrt()
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
         # The origin is exact: norms are off by their own rounding alone.
-        kept = keep_nearest(norm, mass, wanted, torch.zeros_like(wanted))
+        kept = keep_nearest(norms(rows), weights, 1.0 - self.byz_fraction)
         return combine(rows, kept / kept.sum(), heaviest_row(rows, kept))

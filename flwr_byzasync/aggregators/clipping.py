@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
+from flwr_byzasync.aggregators.numerics import column_blocks, norms
 from flwr_byzasync.aggregators.rule import Aggregator, Law, MetaRule, RuleInfo, aggregate_float64
 from flwr_byzasync.aggregators.selection import TIE
 
@@ -67,12 +67,6 @@ class Clipping(MetaRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""
         return aggregate_float64(self.base, clip(rows, norms(rows), self.threshold), weights)
-
-
-def norms(rows: Tensor) -> Tensor:
-    """Return the (m,) norms of (m, d) rows in float64."""
-    origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    return squared_distances(rows, origin).sqrt()
 
 
 def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import (
@@ -15,7 +14,6 @@ from flwr_byzasync.aggregators.bounds import (
     trimmed_bound,
 )
 from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
-from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
@@ -24,7 +22,7 @@ from flwr_byzasync.aggregators.rule import (
     WeightedRule,
     aggregate_float64,
 )
-from flwr_byzasync.aggregators.selection import keep_nearest
+from flwr_byzasync.aggregators.selection import mean_nearest
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,7 @@ class CTMA(MetaRule):
 
     def around(self, centre: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the rows nearest to a (d,) float64 centre."""
-        distance = squared_distances(rows, centre).sqrt()
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
-        return combine(rows, kept / kept.sum(), centre)
+        return mean_nearest(rows, weights, centre, 1.0 - self.byz_fraction)
 
     def incremental(self) -> "IncrementalCTMA | None":
         """How it is kept up to date, where its base is."""

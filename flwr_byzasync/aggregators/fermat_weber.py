@@ -52,8 +52,8 @@ def fermat_weber(points: Tensor, weights: Tensor) -> Tensor:
     coefficients = torch.zeros_like(weights)
     used = weights > 0
     if used.any():
-        mass = weights[used]
-        coefficients[used] = _solve(points[used], mass / mass.sum())
+        positive = weights[used]
+        coefficients[used] = _solve(points[used], positive / positive.sum())
     return coefficients
 
 
@@ -61,14 +61,14 @@ def _solve(p: Tensor, w: Tensor) -> Tensor:
     best = _best_data_point(p, w)
     offset = p - p[best]
     distance, norm = vector_norm(offset, dim=1), vector_norm(p, dim=1)
-    blur = COINCIDENT * (norm + norm[best])
-    here = distance <= blur
+    tolerance = COINCIDENT * (norm + norm[best])
+    here = distance <= tolerance
     if here.all():
         return w
     line = offset[distance.argmax()] / distance.max()
     along = offset @ line
     aside = vector_norm(offset - along.unsqueeze(1) * line, dim=1)
-    if bool((here | (aside <= COLLINEAR * distance + blur)).all()):
+    if bool((here | (aside <= COLLINEAR * distance + tolerance)).all()):
         return _median_on_line(torch.where(here, 0.0, along), w)
     pull = (w[~here] / distance[~here]) @ offset[~here]
     resistance = w[here].sum()

@@ -27,10 +27,10 @@ def krum_scores(rows: Tensor, weights: Tensor, share: float) -> Tensor:
     Tensor
         (m,) float64 in units of S; infinite for rows of weight zero. O(m² d + m² log m).
     """
-    mass = weights.to(torch.float64)
-    mass = mass / mass.sum()
+    shares = weights.to(torch.float64)
+    shares = shares / shares.sum()
     distance, order = pairwise_distances(rows, weights).sort(dim=1)
-    own = mass[order]
+    own = shares[order]
     missing = share - (own.cumsum(dim=1) - own)
     # What rounding leaves of a neighbourhood that is full, times the square of a far row's
     # distance, would decide.
@@ -38,4 +38,4 @@ def krum_scores(rows: Tensor, weights: Tensor, share: float) -> Tensor:
     taken = torch.minimum(own, missing)
     # Rows of weight zero come last, infinitely far: infinity times 0 would be NaN.
     scores = (taken * torch.where(own > 0, distance, 0.0).square()).sum(dim=1)
-    return torch.where(mass > 0, scores, torch.inf)
+    return torch.where(shares > 0, scores, torch.inf)

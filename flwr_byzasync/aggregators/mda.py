@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction, check_integer
-from flwr_byzasync.aggregators.cliques import _members, _tightest
+from flwr_byzasync.aggregators.cliques import members, tightest_cliques
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row, pairwise_distances
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
-from flwr_byzasync.aggregators.selection import TIE
+from flwr_byzasync.aggregators.selection import TIE, first_reaching
 
 MOST_ROWS = 32
 """Largest `max_rows`: beyond it the search could take minutes."""
@@ -88,7 +88,7 @@ class MDA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the mean of the sets of smallest diameter."""
-        mass = weights.to(torch.float64)
+        weights = weights.to(torch.float64)
         # Where a row is not finite the result is NaN anyway, but the search must end.
         distance = pairwise_distances(rows, weights).nan_to_num(nan=torch.inf, posinf=torch.inf)
         # Equal rows count as one, or a weight would not mean copies at `max_rows`.
@@ -98,32 +98,31 @@ class MDA(WeightedRule):
         )
         share = 1.0 - self.byz_fraction
         if int(distinct.sum()) <= self.max_rows:
-            kept = _in_cliques(distance, mass, first, distinct, share)
+            kept = _in_cliques(distance, weights, first, distinct, share)
         else:
-            kept = _in_balls(distance, mass, share)
+            kept = _in_balls(distance, weights, share)
         kept = kept / kept.sum()
         return combine(rows, kept, heaviest_row(rows, kept))
 
 
-def _in_balls(distance: Tensor, mass: Tensor, share: float) -> Tensor:
+def _in_balls(distance: Tensor, weights: Tensor, share: float) -> Tensor:
     """Return the weights of the rows in the smallest balls around a row that hold `share`."""
     ordered, order = distance.sort(dim=1)
-    reached = mass[order].cumsum(dim=1) >= share * mass.sum() * (1.0 - TIE)
-    radius = ordered.gather(1, reached.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
-    radius = torch.where(mass > 0, radius, torch.inf)
+    radius = first_reaching(ordered, weights[order].cumsum(dim=1), share * weights.sum())[:, 0]
+    radius = torch.where(weights > 0, radius, torch.inf)
     reach = radius.min() * (1.0 + TIE)
     balls = (distance[radius <= reach] <= reach).to(torch.float64)
-    return (mass[radius <= reach] / (balls @ mass)) @ balls * mass
+    return (weights[radius <= reach] / (balls @ weights)) @ balls * weights
 
 
 def _in_cliques(
-    distance: Tensor, mass: Tensor, first: Tensor, distinct: Tensor, share: float
+    distance: Tensor, weights: Tensor, first: Tensor, distinct: Tensor, share: float
 ) -> Tensor:
     """Return the weights of the rows in the heavy sets of smallest diameter.
 
     Parameters
     ----------
-    distance, mass : Tensor
+    distance, weights : Tensor
         (m, m) and (m,) float64.
     first : Tensor
         (m,) int64, the first row that equals row i.
@@ -137,14 +136,14 @@ def _in_cliques(
     Tensor
         (m,) float64: each row's weight times the number of sets that hold it.
     """
-    held = torch.zeros_like(mass).index_add(0, first, torch.where(mass > 0, mass, 0.0))
+    held = torch.zeros_like(weights).index_add(0, first, torch.where(weights > 0, weights, 0.0))
     chosen = distinct.nonzero()[:, 0]
     between, own = distance[chosen][:, chosen].tolist(), held[chosen].tolist()
-    wanted = share * float(mass.sum()) * (1.0 - TIE)
+    target_weight = share * float(weights.sum()) * (1.0 - TIE)
     counts = [0] * len(own)
-    for clique in _tightest(between, own, wanted):
-        for i in _members(clique):
+    for clique in tightest_cliques(between, own, target_weight):
+        for i in members(clique):
             counts[i] += 1
-    times = torch.zeros_like(mass)
-    times[chosen] = torch.tensor(counts, dtype=torch.float64, device=mass.device)
-    return torch.where(mass > 0, mass * times[first], 0.0)
+    times = torch.zeros_like(weights)
+    times[chosen] = torch.tensor(counts, dtype=torch.float64, device=weights.device)
+    return torch.where(weights > 0, weights * times[first], 0.0)

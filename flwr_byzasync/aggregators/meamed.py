@@ -66,6 +66,7 @@ class Meamed(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean around the median."""
         median = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        return torch.cat([mean_around(x, mass, z, wanted) for x, z in paired_blocks(rows, median)])
+        weights = weights.to(torch.float64)
+        target_weight = (1.0 - self.byz_fraction) * weights.sum()
+        blocks = paired_blocks(rows, median)
+        return torch.cat([mean_around(x, weights, z, target_weight) for x, z in blocks])

@@ -5,13 +5,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
-from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
-from flwr_byzasync.aggregators.selection import keep_nearest
+from flwr_byzasync.aggregators.selection import mean_nearest
 
 
 def pivot_bound(lam: float, share: float) -> float:
@@ -102,12 +100,7 @@ class MoNNA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the rows nearest to the pivot."""
-        centre = self._centre(rows, weights)
-        distance = squared_distances(rows, centre).sqrt()
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
-        return combine(rows, kept / kept.sum(), centre)
+        return mean_nearest(rows, weights, self._centre(rows, weights), 1.0 - self.byz_fraction)
 
     def _centre(self, rows: Tensor, weights: Tensor) -> Tensor:
         if self.pivot < len(rows) and bool(weights[self.pivot] > 0):

@@ -10,7 +10,7 @@ from flwr_byzasync._checks import check_byz_fraction, check_number
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
 from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
-from flwr_byzasync.aggregators.selection import lowest
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 def multi_krum_bound(lam: float) -> float:
@@ -99,5 +99,5 @@ class MultiKrum(WeightedRule):
         """Return the mean of the rows of smallest scores."""
         scores = krum_scores(rows, weights, 1.0 - self.byz_fraction)
         share = 1.0 - self.byz_fraction if self.share is None else self.share
-        kept = lowest(scores, weights, share)
+        kept = keep_nearest(scores, weights, share)
         return combine(rows, kept / kept.sum(), heaviest_row(rows, kept))

@@ -11,9 +11,9 @@ from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.numerics import (
     EPS,
+    norms,
     paired_blocks,
     pairwise_distances,
-    squared_distances,
 )
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
@@ -124,13 +124,11 @@ def mix(rows: Tensor, weights: Tensor, byz_fraction: float) -> Tensor:
     Tensor
         (m, d) float64; finite in rows of weight zero.
     """
-    mass = weights.to(torch.float64)
-    used = mass > 0
-    distance = pairwise_distances(rows, mass)
-    wanted = (1.0 - byz_fraction) * mass.sum()
+    used = weights > 0
+    distance = pairwise_distances(rows, weights)
     # A row that was itself rounded, as by another mixing, is no exacter than its last digit.
-    blur = 4 * EPS * squared_distances(rows, torch.zeros_like(rows[0], dtype=torch.float64)).sqrt()
-    kept = torch.vmap(keep_nearest, in_dims=(0, None, None, 0))(distance, mass, wanted, blur)
+    tolerance = 4 * EPS * norms(rows).unsqueeze(1)
+    kept = keep_nearest(distance, weights, 1.0 - byz_fraction, tolerance)
     share = torch.where(used.unsqueeze(1), kept / kept.sum(dim=1, keepdim=True), 0.0)
     # Relative to the row with the nearest neighbours: a far row costs the others no digit.
     spread = torch.where(share > 0, share * distance, 0.0).sum(dim=1)

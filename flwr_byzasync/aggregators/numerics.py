@@ -104,6 +104,12 @@ def squared_distances(rows: Tensor, centre: Tensor, offset: Tensor | None = None
     return total
 
 
+def norms(rows: Tensor) -> Tensor:
+    """Return the (m,) norms of (m, d) rows in float64."""
+    origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    return squared_distances(rows, origin).sqrt()
+
+
 def pairwise_distances(rows: Tensor, weights: Tensor) -> Tensor:
     """Return ``‖x_i − x_j‖``, from differences, never from a Gram matrix.
 

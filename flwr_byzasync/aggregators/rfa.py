@@ -67,12 +67,12 @@ class RFA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded iterate."""
-        mass = weights.to(torch.float64)
         # z is kept as an offset from a row, or rows far from the origin would round it.
         centre = heaviest_row(rows, weights)
-        z = combined_offset(rows, mass / mass.sum(), centre)
+        weights = weights.to(torch.float64)
+        z = combined_offset(rows, weights / weights.sum(), centre)
         for _ in range(self.iterations):
-            pull = mass / squared_distances(rows, centre, z).sqrt().clamp(min=self.nu)
-            pull = torch.where(mass > 0, pull, 0.0)
+            pull = weights / squared_distances(rows, centre, z).sqrt().clamp(min=self.nu)
+            pull = torch.where(weights > 0, pull, 0.0)
             z = combined_offset(rows, pull / pull.sum(), centre)
         return centre + z

@@ -69,13 +69,13 @@ class TrimmedMean(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
-        mass = weights.to(torch.float64)
-        return torch.cat([self._trimmed(x, mass) for x in column_blocks(rows)])
+        weights = weights.to(torch.float64)
+        return torch.cat([self._trimmed(x, weights) for x in column_blocks(rows)])
 
-    def _trimmed(self, rows: Tensor, mass: Tensor) -> Tensor:
+    def _trimmed(self, rows: Tensor, weights: Tensor) -> Tensor:
         # Sorting the contiguous transpose is faster than sorting down the columns.
         values, order = torch.sort(rows.t().contiguous(), dim=1)
-        ends = mass[order].cumsum(dim=1)
+        ends = weights[order].cumsum(dim=1)
         total = ends[:, -1:]
         # A hair more than λS, or rounding would leave 1e-16 of a row that may be at 1e90.
         cut = self.byz_fraction * (1.0 + TIE) * total
