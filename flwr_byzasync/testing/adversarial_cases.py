@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Weighted, signed_integers, weighted_rows
+from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Weighted, integers, weighted_rows
 
 USUAL_SHARES = tuple(Fraction(n, 20) for n in (0, 1, 2, 4, 5, 6, 8, 9))
 FINE = 500
@@ -112,7 +112,7 @@ def adversarial_rows(
     weights = _cells(share, first, hair, in_first)
     d, places = (
         draw(st.sampled_from((1, 1, 2, 3))),
-        draw(signed_integers((4, 3), 3)).astype(np.float64),
+        draw(integers((4, 3), 3)).astype(np.float64),
     )
     if draw(st.booleans()):  # the two places alone
         places = places[[0, 1, 0, 1]]

@@ -67,34 +67,32 @@ def _below(shape: tuple[int, ...], end: int) -> st.SearchStrategy[np.ndarray]:
     return _numbers(shape, "u1").map(lambda drawn: drawn % end)
 
 
-def signed_integers(shape: tuple[int, ...], largest: int) -> st.SearchStrategy[np.ndarray]:
+def integers(shape: tuple[int, ...], largest: int) -> st.SearchStrategy[np.ndarray]:
     """Integers in ``−largest .. largest``: 0, 1, −1, 2, ... in the order of their shrinking."""
     signs = np.array((-1, 1))
     return _below(shape, 2 * largest + 1).map(lambda n: (n + 1) // 2 * signs[n % 2])
 
 
 def _scattered(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    return signed_integers((m, d), 9)
+    return integers((m, d), 9)
 
 
 def _ties(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    return signed_integers((m, d), 1)
+    return integers((m, d), 1)
 
 
 def _collinear(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (signed_integers((d,), 9), signed_integers((m,), 3), signed_integers((d,), 2))
+    parts = (integers((d,), 9), integers((m,), 3), integers((d,), 2))
     return st.builds(lambda start, steps, v: start + np.outer(steps, v), *parts)
 
 
 def _clusters(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (signed_integers((2, d), 9), _below((m,), 2))
-    return st.builds(
-        lambda pool, which, near: pool[which] + near, *parts, signed_integers((m, d), 1)
-    )
+    parts = (integers((2, d), 9), _below((m,), 2))
+    return st.builds(lambda pool, which, near: pool[which] + near, *parts, integers((m, d), 1))
 
 
 def _duplicates(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (signed_integers((3, d), 4), _below((m,), 3))
+    parts = (integers((3, d), 4), _below((m,), 3))
     return st.builds(lambda pool, which: pool[which], *parts)
 
 
@@ -122,7 +120,7 @@ def far_rows(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
 def near_ties(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
     """Integer rows, a hair off: around the origin, or so far away that float32 sees the hair."""
     rows: np.ndarray = draw(integer_rows(m, d))
-    hair: np.ndarray = draw(signed_integers((m, d), 2))
+    hair: np.ndarray = draw(integers((m, d), 2))
     far, size = draw(st.sampled_from(((0.0, 1e-7), (0.0, 1e-3), (500.0, 1e-4))))
     if far:
         rows = 0.05 * draw(_below((m, 1), 2)) * rows
@@ -223,7 +221,7 @@ def trials(
     """
     case = draw(weighted_rows(*kinds, max_rows=max_rows, trusted=trusted))
     m, d = case.rows.shape
-    vector = draw(signed_integers((max(SIZES),), 9))[-d:] * draw(st.sampled_from((1, 2**8)))
+    vector = draw(integers((max(SIZES),), 9))[-d:] * draw(st.sampled_from((1, 2**8)))
     # One draw: an order has little to shrink, and each draw that has costs many calls.
     seed = draw(st.integers(0, 63))
     order = np.random.default_rng(seed).permutation(m).tolist() if seed else range(m)[::-1]

@@ -211,9 +211,10 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", SETTINGS)
-def test_rules_with_settings_keep_what_they_declare(text: str) -> None:
-    check_aggregator(build(text, 0.25), max_examples=20)
+def test_rules_with_settings_keep_what_they_declare(text: str, examples: int) -> None:
+    check_aggregator(build(text, 0.25), max_examples=examples, seconds=60.0)
 
 
 @pytest.mark.parametrize("lam", [0.01, 0.1, 0.2, 0.3, 0.4, 0.49])

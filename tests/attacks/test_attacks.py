@@ -115,14 +115,17 @@ def test_the_list_of_attacks_cannot_be_written() -> None:
         attacks.discover()["mine"] = SignFlip  # type: ignore[index]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=FEW)
 @given(data=st.data())
 def test_what_is_sent_is_a_new_vector_like_the_honest_one_and_inputs_are_not_written(
-    name: str, dtype: torch.dtype, data: st.DataObject
+    name: str, data: st.DataObject
 ) -> None:
-    honest, known = data.draw(situations(dtype))
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        check_what_is_sent(name, *data.draw(situations(dtype)))
+
+
+def check_what_is_sent(name: str, honest: Tensor, known: Knowledge) -> None:
     inputs = [honest, known.rows, known.weights, *known.history]
     before = [bits(x) for x in inputs if x is not None]
     sent = EVERY[name].craft(honest, known)

@@ -272,6 +272,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in out for word in ("RULE", "--all", "--curve", "--lam", "Exit code 1"))
 
 
+@pytest.mark.slow
 def test_it_needs_neither_hypothesis_nor_matplotlib() -> None:
     code = (
         "import sys; sys.modules.update({'hypothesis': None, 'matplotlib': None}); "

@@ -45,9 +45,9 @@ class Counted:
     ("name", "share", "evaluations"),
     [
         ("cwmed", 0.98, 1500),
-        ("gm", 0.98, 1500),
-        ("ctma(cwmed)", 0.95, 5000),
-        ("ctma(gm)", 0.95, 3000),
+        pytest.param("gm", 0.98, 1500, marks=pytest.mark.slow),
+        pytest.param("ctma(cwmed)", 0.95, 5000, marks=pytest.mark.slow),
+        pytest.param("ctma(gm)", 0.95, 3000, marks=pytest.mark.slow),
     ],
 )
 def test_the_search_comes_near_a_sharp_constant_and_never_above_it(
