@@ -24,7 +24,7 @@ from tests.generators import every_rule, search
 MEDIANS = [CoordinateWiseMedian(), GeometricMedian()]
 SHARES = (0.05, 0.2, 0.4)
 BOUNDED = [
-    pytest.param(rule, lam, id=f"{name} at {lam}")
+    pytest.param(rule, lam, id=f"{name} at {lam}", marks=[] if lam == 0.2 else pytest.mark.slow)
     for lam in SHARES
     for name, rule in every_rule(lam).items()
     if bound_of(rule, lam) is not None

@@ -28,7 +28,7 @@ TOLERANCE = {np.float32: (1e-5, 2.0**-24), np.float64: (1e-10, 2.0**-53)}
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 kinds = pytest.mark.parametrize("kind", ["random", "close"])
 SIZES = [(1, 4), (7, 1), (7, 3), (40, 5), (6, 6), (5, 1000), (5, 14_000)]
-"""Rows and coordinates; 5 × 14,000 values are two blocks of columns."""
+"""Rows and coordinates; 5 rows of 14,000 values are two blocks of columns."""
 
 REFERENCES: dict[str, Callable[[Array, Array], Array]] = {
     "mean": reference.mean,

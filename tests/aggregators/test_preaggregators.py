@@ -422,7 +422,7 @@ def bucketed_exactly(rows: Array, _: float) -> Array:
 
 
 @pytest.mark.parametrize("far", [None, 1e6, 1e20])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("text", "exact"),
     [("nnm", mixed_exactly), ("arc", arc_exactly), ("bucketing", bucketed_exactly)],
