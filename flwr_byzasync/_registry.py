@@ -1,4 +1,4 @@
-"""Finding what a package's files declare, so that adding one is adding a file."""
+"""Discovery of the classes that a package's modules declare, and parsing of their specs."""
 
 import ast
 from collections.abc import Collection, Mapping
@@ -8,22 +8,22 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 MAX_LENGTH = 1000
-"""Characters: Python's parser is not made for endless nesting."""
+"""Longest spec in characters: Python's parser fails on deep nesting."""
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Mapping[str, type]:
-    """Return the classes of a package's modules that declare themselves, by name.
+    """Return the classes that a package's modules declare, by name.
 
     Parameters
     ----------
     package : str
         Import path of the package.
     attribute : str
-        Class attribute that is the declaration; its ``name`` is the key. It may have ``aliases``,
-        see `with_aliases`.
+        Class attribute that holds the declaration; its ``name`` is the key. For its optional
+        ``aliases`` see `with_aliases`.
     without : tuple of str
-        Modules to leave out.
+        Modules to skip.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Map
 
 
 def with_aliases(found: Mapping[str, type], attribute: str) -> Mapping[str, type]:
-    """Return the same classes by every name that they can be written with."""
+    """Return the same classes by their names and aliases."""
     return MappingProxyType(
         {name: each for each in found.values() for name in _names(getattr(each, attribute))}
     )
@@ -67,16 +67,16 @@ def _names(info: Any) -> tuple[str, ...]:
 
 
 class Call(NamedTuple):
-    """A name, and what stands in brackets behind it.
+    """A name and its arguments.
 
     Parameters
     ----------
     name : str
         The name.
     positional : list of ast.expr
-        What is written without a name, in order.
+        Positional arguments, in order.
     settings : list of ast.keyword
-        What is written as name=value.
+        Keyword arguments.
     """
 
     name: str
@@ -84,13 +84,13 @@ class Call(NamedTuple):
     settings: list[ast.keyword]
 
     def named(self, names: Collection[str]) -> dict[str, ast.expr] | None:
-        """Return the settings by name, or None if one is not among `names` or comes twice."""
+        """Return the settings by name, or None if one is unknown or repeated."""
         found = {str(keyword.arg): keyword.value for keyword in self.settings}
         return found if len(found) == len(self.settings) and set(found) <= set(names) else None
 
 
 def parse_spec(text: object) -> ast.expr | None:
-    """Return text as an expression, or None if it is none. Nothing in it is executed."""
+    """Parse a spec such as ``ctma(gm)``; None if it is no expression. Nothing is executed."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return None
     try:
@@ -100,7 +100,7 @@ def parse_spec(text: object) -> ast.expr | None:
 
 
 def as_call(node: ast.expr | None) -> Call | None:
-    """Return a name or the call of a name; None for all else.
+    """Return a name or the call of a name as a `Call`; None for anything else.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def literal(node: ast.expr) -> object:
     Raises
     ------
     ValueError
-        If it is something else.
+        If it is anything else.
 
     Examples
     --------
@@ -134,5 +134,5 @@ def literal(node: ast.expr) -> object:
     try:
         value: object = ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError):
-        raise ValueError("no literal") from None
+        raise ValueError("not a literal") from None
     return value

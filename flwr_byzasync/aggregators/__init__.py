@@ -1,4 +1,4 @@
-"""Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
+"""Weighted robust aggregation rules, one per file; see docs/algorithm.md for the mathematics."""
 
 from flwr_byzasync.aggregators.arc import ARC
 from flwr_byzasync.aggregators.bucketing import Bucketing

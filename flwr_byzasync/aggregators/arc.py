@@ -26,16 +26,16 @@ def arc_bound(lam: float, base: float) -> float:
 
 @dataclass(frozen=True)
 class ARC(MetaRule):
-    """The longest rows are shortened to the longest of the others; then the base.
+    """Clip the longest rows to the largest norm of the others, then apply the base.
 
-    Rows longer than τ are shortened to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
+    Rows longer than τ are clipped to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
     the weight lies. With equal weights and λ = f/n these are the ⌊2(f/n)(n − f)⌋ longest rows,
     as published.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the clipped rows. Any rule, a third party's included.
+        The rule applied to the clipped rows: any rule, including third-party ones.
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
 
@@ -47,9 +47,9 @@ class ARC(MetaRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= (c + 2λ/(1 − 2λ)) ρ²`` over a base with constant c at λ, proved in
-    docs/theory/clipping.md, the weighted form of what is published; at most 3 c, as no rule's c
-    is below λ/(1 − 2λ). The bound covers any true share up to `byz_fraction`. Clipping knows an
-    origin: moving all rows does not move the result with them.
+    docs/theory/clipping.md, the weighted form of the published constant; at most 3 c, as no
+    rule's c is below λ/(1 − 2λ). The bound covers any true share up to `byz_fraction`. Clipping
+    depends on the origin: it does not commute with translation.
 
     Cost
     ----

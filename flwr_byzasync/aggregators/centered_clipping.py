@@ -1,4 +1,4 @@
-"""Centred clipping (Karimireddy, He and Jaggi 2021, ICML), in weighted form, without memory."""
+"""Centred clipping (Karimireddy, He and Jaggi 2021, ICML), weighted and stateless."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from flwr_byzasync.aggregators.selection import first_reaching
 
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 """φ: weight φλS lies at or beyond the default radius, of which liars hold λS at most and honest
-rows λS/φ at least. The proof is as good as it can be where the two sides balance."""
+rows λS/φ at least. This choice balances the two terms of the proof."""
 
 
 def centered_clipping_bound(lam: float, iterations: int = 1) -> float:
@@ -33,24 +33,24 @@ def centered_clipping_bound(lam: float, iterations: int = 1) -> float:
 
 @dataclass(frozen=True)
 class CenteredClipping(WeightedRule):
-    """Steps from the median to the mean of the rows, each clipped to a radius.
+    """Steps from the median towards the mean of the rows, with offsets clipped to a radius.
 
     ``v_0`` is the weighted coordinate-wise median, then
-    ``v <- v + Σ s_i/S min(1, τ/‖x_i − v‖) (x_i − v)``. By default τ is chosen anew in each
-    step, as the smallest radius around v that holds ``(1 − φ λ) S`` of the weight, φ = 1.618...
+    ``v <- v + Σ s_i/S min(1, τ/‖x_i − v‖) (x_i − v)``. By default τ is recomputed in each
+    step as the smallest radius around v that holds ``(1 − φ λ) S`` of the weight, φ = 1.618...
     the golden ratio: it scales with the rows. The published rule starts from the result of the
-    round before; this one keeps no memory, so a result depends on nothing but rows and weights.
+    previous round; this one is stateless, so a result depends only on rows and weights.
 
     Parameters
     ----------
     byz_fraction : float
-        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold. Without
-        effect where a radius is given.
+        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold. Unused
+        if a radius is set.
     radius : float, optional
-        τ in the units of the rows, in (0, inf). An absolute scale: the rule does not commute
-        with scaling then, and no c_λ exists.
+        τ in the units of the rows, in (0, inf). An absolute scale: with it the rule does not
+        commute with scaling, and no c_λ exists.
     iterations : int, default 1
-        Steps, >= 1. More have a smaller proved constant for λ <= 0.3 only.
+        Steps, >= 1. More steps have a smaller proved constant only for λ <= 0.3.
 
     Raises
     ------
@@ -61,9 +61,9 @@ class CenteredClipping(WeightedRule):
     ----------
     ``‖A − x̄_G‖² <= φ λ (1 − λ)(1 + 4 φ λ)/(1 − 2λ) ρ²`` with one step and the default radius;
     see `centered_clipping_bound` for more steps; proved in docs/theory/centered_clipping.md. It
-    goes to 0 with λ, and covers any true share up to `byz_fraction`; beyond it there is none. With
-    a fixed radius none exists: honest rows all at 0 and a liar τ away give λτ where ρ = 0.
-    No rule is below the floor, λ/(1 − 2λ).
+    goes to 0 with λ, and covers any true share up to `byz_fraction`, and none beyond. With a fixed
+    radius none exists: honest rows all at 0 and a liar at distance τ give λτ while ρ = 0.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -102,7 +102,7 @@ class CenteredClipping(WeightedRule):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """All of them; with a fixed radius all but SCALE."""
+        """All laws; all but SCALE with a fixed radius."""
         return self.INFO.laws if self.radius is None else self.INFO.laws - {Law.SCALE}
 
     def bound(self, lam: float) -> float | None:
@@ -114,20 +114,20 @@ class CenteredClipping(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded last point."""
         weights = weights.to(torch.float64)
-        # v is kept as an offset from the median, or rows far from the origin would round it.
+        # v is kept as an offset from the median: far from the origin it would lose digits.
         centre = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
         offset = torch.zeros_like(centre)
         for _ in range(self.iterations):
             distance = squared_distances(rows, centre, offset).sqrt()
             radius = self._radius(distance, weights)
-            # A row at v itself moves nothing, whatever its factor.
+            # A row at v itself contributes nothing, whatever its factor.
             factor = torch.where(distance > radius, radius / distance, 1.0)
             pull = torch.where(weights > 0, weights * factor / weights.sum(), 0.0)
             offset = (1.0 - pull.sum()) * offset + combined_offset(rows, pull, centre)
         return centre + offset
 
     def _radius(self, distance: Tensor, weights: Tensor) -> Tensor:
-        """Return τ: the one given, or the distance within which (1 − φλ)S of the weight lies."""
+        """Return τ: the fixed one, or the distance within which (1 − φλ)S of the weight lies."""
         if self.radius is not None:
             return torch.full_like(weights[0], self.radius)
         order = torch.where(weights > 0, distance, torch.inf).argsort()

@@ -16,7 +16,7 @@ class CGE(WeightedRule):
     """Weighted mean of the rows of smallest norm.
 
     Rows are taken in order of ``‖x_i‖`` until they hold ``(1 − λ) S`` of the weight; rows of
-    equal norm share what is missing in proportion to their weights.
+    equal norm share the weight still missing in proportion to their weights.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ class CGE(WeightedRule):
     ----------
     No c_λ exists for λ > 0: honest rows all at x and a liar of weight λS at 0 have ρ = 0, and
     the result is ``(1 − 2λ)/(1 − λ) x``. What holds instead is a bound on the length of the
-    error, ``‖A − x̄_G‖² <= 4λ/(1 − λ) (ρ² + ‖x̄_G‖²)``: docs/theory/cge.md. Moving all
-    rows does not move the result along, because the origin counts.
+    error, ``‖A − x̄_G‖² <= 4λ/(1 − λ) (ρ² + ‖x̄_G‖²)``: docs/theory/cge.md. It does not
+    commute with translation, because it depends on the origin.
 
     Cost
     ----
@@ -61,6 +61,6 @@ class CGE(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the shortest rows."""
-        # The origin is exact: norms are off by their own rounding alone.
+        # The origin is exact, so norms carry only their own rounding.
         kept = keep_nearest(norms(rows), weights, 1.0 - self.byz_fraction)
         return combine(rows, kept / kept.sum(), heaviest_row(rows, kept))

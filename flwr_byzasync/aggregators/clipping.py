@@ -1,4 +1,4 @@
-"""Clipping by norm (Pascanu, Mikolov and Bengio 2013, ICML, arXiv 1211.5063), row by row."""
+"""Clipping of each row by its norm (Pascanu, Mikolov and Bengio 2013, ICML, arXiv 1211.5063)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,17 +14,17 @@ from flwr_byzasync.aggregators.selection import TIE
 
 @dataclass(frozen=True)
 class Clipping(MetaRule):
-    """Rows longer than a threshold τ are shortened to it; then the base.
+    """Clip rows to the norm τ, then apply the base.
 
     ``base(y, s)`` with ``y_i = x_i min(1, τ/‖x_i‖)``.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the clipped rows. Any rule, a third party's included.
+        The rule applied to the clipped rows: any rule, including third-party ones.
     threshold : float, default 1.0
-        τ in (0, inf), in the units of the rows. 1 is a usual choice for gradients, but none fits
-        every task: look at the norms of honest rows.
+        τ in (0, inf), in the units of the rows. 1 is common for gradients, but the right
+        value depends on the task: inspect the norms of honest rows.
 
     Raises
     ------
@@ -33,8 +33,8 @@ class Clipping(MetaRule):
 
     Guarantees
     ----------
-    No constant: honest rows that agree on a point beyond τ are moved to τ. Where all honest rows
-    are at most τ long, the base's bound. Always ``‖A − x̄_G‖ <= √c ρ + E_G (‖x‖ − τ)₊``, c the
+    No constant: equal honest rows longer than τ are moved to norm τ. If all honest rows are at
+    most τ long, the base's bound holds. Always ``‖A − x̄_G‖ <= √c ρ + E_G (‖x‖ − τ)₊``, c the
     base's constant; proved in docs/theory/clipping.md.
 
     Cost
@@ -70,7 +70,7 @@ class Clipping(MetaRule):
 
 
 def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:
-    """Return rows in float64, those with a norm beyond the threshold scaled to it.
+    """Return rows in float64, scaled to the threshold if their norm exceeds it.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:
     Returns
     -------
     Tensor
-        (m, d) float64. Rows within the threshold are what they were, to the bit.
+        (m, d) float64. Rows within the threshold are unchanged, bit for bit.
     """
-    # A row that is as long as the threshold but for rounding is not beyond it.
+    # A norm that exceeds the threshold only by rounding does not count as beyond it.
     beyond = norm > threshold * (1.0 + TIE)
     factor = torch.where(beyond, threshold / norm, 1.0).unsqueeze(1)
     return torch.cat([x * factor for x in column_blocks(rows)], dim=1)

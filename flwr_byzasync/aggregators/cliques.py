@@ -1,4 +1,4 @@
-"""Sets of rows that lie pairwise close together."""
+"""Maximal cliques of rows that are pairwise close, for `MDA`."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def tightest_cliques(
         middle = (low + high) // 2
         found = any(_cliques(_joined(between, heights[middle]), weights, target_weight))
         low, high = (low, middle) if found else (middle + 1, high)
-    if low == len(heights):  # only where weights or rows are not finite: then nothing counts
+    if low == len(heights):  # only if weights or rows are not finite: the result is NaN anyway
         return []
     return [*_cliques(_joined(between, heights[low]), weights, target_weight)]
 
@@ -46,7 +46,7 @@ def _cliques(joined: list[int], weights: list[float], target_weight: float) -> I
         return sum(weights[i] for i in members(mask))
 
     def grow(clique: int, held: float, open_: int, closed: int) -> Iterator[int]:
-        # Cliques that cannot weigh enough are dropped here: it is what keeps the search short.
+        # Prune cliques that cannot reach the target: this is what keeps the search short.
         if held + weight(open_) < target_weight:
             return
         if not open_ and not closed:

@@ -13,16 +13,16 @@ from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE, first_reaching
 
 MOST_ROWS = 32
-"""Largest `max_rows`: beyond it the search could take minutes."""
+"""Largest legal `max_rows`: beyond it the search could take minutes."""
 
 
 def diameter_bound(lam: float) -> float:
-    """Return ``2λ/(1 − λ)``: ‖A − x̄_G‖ is at most that times the diameter of G."""
+    """Return ``2λ/(1 − λ)``: ‖A − x̄_G‖ over the diameter of G is at most that."""
     return 2.0 * lam / (1.0 - lam)
 
 
 def ball_diameter_bound(lam: float) -> float:
-    """Return ``3λ/(1 − λ)``, the same where there are more than `max_rows` distinct rows."""
+    """Return ``3λ/(1 − λ)``, the same with more than `max_rows` distinct rows."""
     return 3.0 * lam / (1.0 - lam)
 
 
@@ -31,21 +31,21 @@ class MDA(WeightedRule):
     """Weighted mean of the rows of smallest diameter that hold ``(1 − λ) S`` of the weight.
 
     δ is the smallest number such that rows pairwise at most δ apart hold ``(1 − λ) S``. Every
-    set of such rows that heavy to which no other row could be added is averaged, whole rows
-    only, and these sets in proportion to their weights. At n equal weights without equal
-    distances such a set has exactly ``n − f`` rows, ``f = ⌊λn⌋``, and is the published choice;
-    where two of them share their longest distance the published rule takes any.
+    maximal set of that kind is averaged, whole rows only, and the means are averaged in
+    proportion to the weights of the sets. At n equal weights without equal distances such a set
+    has exactly ``n − f`` rows, ``f = ⌊λn⌋``, and is the published choice; if two of them share
+    their longest distance the published rule takes either.
 
-    With more than `max_rows` distinct rows, where the search would take too long, the rows in
-    the smallest ball that is centred at a row and holds ``(1 − λ) S`` are averaged instead:
-    their diameter is at most 2δ. Balls of equal radius are averaged by their centres' weights.
+    With more than `max_rows` distinct rows the search would take too long. Then the rows in the
+    smallest ball that is centred at a row and holds ``(1 − λ) S`` are averaged instead: their
+    diameter is at most 2δ. Balls of equal radius are averaged by their centres' weights.
 
     Parameters
     ----------
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
     max_rows : int
-        In [1, 32]: up to as many distinct rows the search is exact.
+        In [1, 32]: up to this many distinct rows the search is exact.
 
     Raises
     ------
@@ -55,8 +55,8 @@ class MDA(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖ <= 2λ/(1 − λ)`` times the diameter of G, sharp as a supremum; ``3λ/(1 − λ)`` with
-    the ball; both proved in docs/theory/mda.md. There is no constant for ρ: a row of G of little
-    weight moves the diameter as far as it likes and ρ hardly at all.
+    the ball; both proved in docs/theory/mda.md. There is no constant for ρ: a light row of G can
+    make the diameter arbitrarily large while hardly changing ρ.
 
     Cost
     ----
@@ -83,15 +83,15 @@ class MDA(WeightedRule):
 
     def __post_init__(self) -> None:
         check_byz_fraction("byz_fraction", self.byz_fraction)
-        fix = "more distinct rows are averaged in a ball"
+        fix = "with more distinct rows than this a ball is averaged"
         check_integer("max_rows", self.max_rows, low=1, high=MOST_ROWS, fix=fix)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the mean of the sets of smallest diameter."""
         weights = weights.to(torch.float64)
-        # Where a row is not finite the result is NaN anyway, but the search must end.
+        # If a row is not finite the result is NaN anyway, but the search must terminate.
         distance = pairwise_distances(rows, weights).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        # Equal rows count as one, or a weight would not mean copies at `max_rows`.
+        # Equal rows count once, or a weight would not mean copies at `max_rows`.
         first = (distance == 0).to(torch.uint8).argmax(dim=1)
         distinct = ((distance == 0).any(dim=1)).logical_and(
             first == torch.arange(len(rows), device=rows.device)
@@ -106,7 +106,7 @@ class MDA(WeightedRule):
 
 
 def _in_balls(distance: Tensor, weights: Tensor, share: float) -> Tensor:
-    """Return the weights of the rows in the smallest balls around a row that hold `share`."""
+    """Return the weights of the rows in the smallest balls that hold `share` around a row."""
     ordered, order = distance.sort(dim=1)
     radius = first_reaching(ordered, weights[order].cumsum(dim=1), share * weights.sum())[:, 0]
     radius = torch.where(weights > 0, radius, torch.inf)
@@ -127,14 +127,14 @@ def _in_cliques(
     first : Tensor
         (m,) int64, the first row that equals row i.
     distinct : Tensor
-        (m,) bool, whether that is row i.
+        (m,) bool, whether that is row i itself.
     share : float
         Share of the weight that a set must hold.
 
     Returns
     -------
     Tensor
-        (m,) float64: each row's weight times the number of sets that hold it.
+        (m,) float64: each row's weight times the number of sets that contain it.
     """
     held = torch.zeros_like(weights).index_add(0, first, torch.where(weights > 0, weights, 0.0))
     chosen = distinct.nonzero()[:, 0]

@@ -19,8 +19,8 @@ class Meamed(WeightedRule):
     """Weighted mean of the values of each coordinate that lie nearest to its median.
 
     In each coordinate, values are taken in order of their distance from the weighted median
-    until they hold ``(1 − λ) S`` of the weight; values equally far share what is missing in
-    proportion to their weights. It is `CTMA` over w-CWMed in each coordinate on its own.
+    until they hold ``(1 − λ) S`` of the weight; values at equal distance share the weight
+    still missing in proportion to their weights. It is `CTMA` over w-CWMed in each coordinate.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Meamed(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²``, proved in docs/theory/meamed.md, sharp as a
-    supremum. It covers any true share up to `byz_fraction`; beyond it there is none. The
-    result lies in the rows' coordinate hull.
-    No rule is below the floor, λ/(1 − 2λ).
+    supremum. It covers any true share up to `byz_fraction`, and none beyond. The result
+    lies in the rows' coordinate hull.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----

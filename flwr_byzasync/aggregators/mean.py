@@ -1,4 +1,4 @@
-"""Weighted mean: the rule that one liar steers; here as a baseline and a negative control."""
+"""Weighted mean: not robust; a baseline and negative control."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ class Mean(WeightedRule):
 
     Guarantees
     ----------
-    None for any λ > 0: one row of any weight moves it anywhere.
+    None for any λ > 0: one row of any weight moves it arbitrarily far.
 
     Cost
     ----
@@ -30,7 +30,7 @@ class Mean(WeightedRule):
     """
 
     INFO: ClassVar[RuleInfo] = RuleInfo(
-        name="mean", laws=frozenset(Law), bound=None, sources=("no robustness: control",)
+        name="mean", laws=frozenset(Law), bound=None, sources=("not robust: negative control",)
     )
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:

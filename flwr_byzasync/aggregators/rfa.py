@@ -20,15 +20,15 @@ class RFA(WeightedRule):
     """Smoothed Weiszfeld iteration from the weighted mean, stopped after a few steps.
 
     ``z_0 = Σ s_i x_i / S``, then ``z <- Σ b_i x_i / Σ b_i`` with
-    ``b_i = s_i / max(nu, ‖x_i − z‖)``. It approaches the geometric median but is not it.
+    ``b_i = s_i / max(nu, ‖x_i − z‖)``. It approximates the geometric median.
 
     Parameters
     ----------
     iterations : int, default 3
         Steps, >= 1. The paper's experiments use 3.
     nu : float, default 1e-6
-        Smallest distance in the units of the rows, in (0, inf). An absolute scale, so the rule
-        does not commute with scaling.
+        Smallest distance in the units of the rows, in (0, inf). It is an absolute scale, so the
+        rule does not commute with scaling.
 
     Raises
     ------
@@ -37,8 +37,8 @@ class RFA(WeightedRule):
 
     Guarantees
     ----------
-    None. A far row at distance R still holds 0.165 R after three steps at λ = 0.4: the start is
-    the mean, and three steps do not forget it. Use `GeometricMedian` for a bound.
+    None. With liars at distance R the result is 0.165 R after three steps at λ = 0.4, because it
+    starts from the mean. Use `GeometricMedian` for a bound.
 
     Cost
     ----
@@ -67,7 +67,7 @@ class RFA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded iterate."""
-        # z is kept as an offset from a row, or rows far from the origin would round it.
+        # z is kept as an offset from a row: far from the origin it would lose digits.
         centre = heaviest_row(rows, weights)
         weights = weights.to(torch.float64)
         z = combined_offset(rows, weights / weights.sum(), centre)

@@ -1,4 +1,4 @@
-"""Byzantine behaviour, one attack a file, for tests and for simulations."""
+"""Byzantine attacks, one per file, for tests and simulations."""
 
 from flwr_byzasync.attacks.attack import (
     ALONE,

@@ -1,4 +1,4 @@
-"""Gaussian noise: a node that is broken more than it is clever (Blanchard et al. 2017)."""
+"""Gaussian noise: a faulty rather than a clever node (Blanchard et al. 2017)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from flwr_byzasync.attacks.statistics import as_sent
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Send independent normal numbers of mean zero, new ones for each reply.
+    """Send independent normal noise of mean zero, drawn anew for each reply.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Gaussian:
         check_number("deviation", self.deviation, low=0, closed="neither", fix=fix)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent; of the honest vector, only shape, dtype and device matter."""
+        """Return the vector sent; of the honest vector, only shape, dtype and device matter."""
         return as_sent(self.deviation * normal(honest, knowledge), honest)
 
 

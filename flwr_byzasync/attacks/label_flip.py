@@ -1,4 +1,4 @@
-"""Label flip: compute honestly on wrong labels (Biggio et al. 2012; here as in Dahan, Levy)."""
+"""Label flip: train honestly on wrong labels (Biggio et al. 2012; here as in Dahan, Levy)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from flwr_byzasync.attacks.attack import AttackInfo, Needs
 class LabelFlip:
     """Train on labels ``C − 1 − y`` for C classes.
 
-    A transform of the data, which the task applies: a client mod never sees data.
+    The task applies it to the data; a client mod has no access to data.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How strong is strongest: a search over one number against the rule of the server."""
+"""Line search for the strength of an attack against the server's rule."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from flwr_byzasync.attacks.statistics import Rows, first_largest
 from flwr_byzasync.errors import ConfigError
 
 LOWEST, HIGHEST = 2.0**-6, 2.0**6
-"""Range of strengths that is searched."""
+"""Range of strengths."""
 COARSE = 25
-"""Strengths of the first grid: a factor √2 apart."""
+"""Strengths of the first grid, a factor √2 apart."""
 FINE = 9
-"""Strengths of each refinement, between the neighbours of the best so far."""
+"""Strengths per refinement, between the neighbours of the best so far."""
 REFINEMENTS = 3
-"""Each divides the distance by 4 in the exponent: the last strengths are 0.6 % apart."""
+"""Each divides the spacing by 4 in the exponent: the last strengths are 0.6 % apart."""
 
 
 def strongest(
@@ -37,22 +37,22 @@ def strongest(
     mean : Tensor
         (d,) float64, their weighted mean.
     knowledge : Knowledge
-        For the rule, the weights and S_B. All Byzantine weight is taken to lie in one row: what
-        nodes that send the same vector amount to, unless the rule ignores weights.
+        Provides the rule, the weights and S_B. All Byzantine weight is placed in one row, which
+        is equivalent to nodes that send the same vector, unless the rule ignores weights.
 
     Returns
     -------
     float
-        Of strengths that are equally strong within 1e-9, the smallest: it shows least.
+        The smallest of the strengths that are equally strong within 1e-9: the least conspicuous.
 
     Raises
     ------
     ConfigError
-        If the rule or S_B is not known.
+        If the rule or S_B is unknown.
 
     Cost
     ----
-    52 calls of the rule. A peak narrower than the grid can be missed.
+    52 calls of the rule. Peaks narrower than the grid can be missed.
     """
     if knowledge.rule is None or knowledge.byzantine_weight is None:
         raise ConfigError(
@@ -99,6 +99,6 @@ def _weights(rows: Rows, knowledge: Knowledge) -> Tensor:
 
 
 def _geometric(low: float, high: float, count: int) -> list[float]:
-    """Return `count` numbers from low to high, both to the bit."""
+    """Return `count` numbers from low to high, both ends exact."""
     inner = [low * (high / low) ** (k / (count - 1)) for k in range(1, count - 1)]
     return [low, *inner, high]

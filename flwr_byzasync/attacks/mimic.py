@@ -1,4 +1,4 @@
-"""Mimic: every liar repeats one honest node (Karimireddy, He, Jaggi 2022, ICLR)."""
+"""Mimic: every liar copies one honest node (Karimireddy, He, Jaggi 2022, ICLR)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,19 +20,19 @@ from flwr_byzasync.attacks.statistics import (
 
 @dataclass(frozen=True)
 class Mimic:
-    """Send the honest vector that is farthest from the mean where vectors differ most.
+    """Send the honest vector farthest from the mean along the direction of largest variance.
 
     With v the direction of largest weighted variance of the honest vectors and μ their mean,
-    the row that maximises ``|⟨v, x_i − μ⟩|``. Nothing about it is unusual, but where data are
-    not alike it counts one node's data many times.
+    the row that maximises ``|⟨v, x_i − μ⟩|``. It looks like an honest vector, but with
+    heterogeneous data it counts one node's data many times.
 
     Notes
     -----
     The paper estimates v over a first phase of training, by an online power iteration, then
-    picks one node and repeats it for ever. Here v is exact for the latest vectors and found
-    anew for each reply, so that who is repeated can change: nothing needs to be remembered, and
-    the same knowledge gives the same reply. Of nodes that are equally far within 1e-9, the
-    first. Before any honest vector is seen, the honest vector is sent.
+    picks one node and copies it for the rest. Here v is exact for the latest vectors and
+    recomputed for each reply, so the copied node can change: the attack is stateless, and the
+    same knowledge gives the same reply. Among nodes equally far within 1e-9 it takes the first.
+    Before any honest vector is known, the node's own honest vector is sent.
 
     Cost
     ----
@@ -42,8 +42,8 @@ class Mimic:
     --------
     >>> import torch
     >>> rows = torch.tensor([[1.0, 0.0], [-5.0, 1.0], [2.0, 0.0]])
-    >>> seen = Knowledge(rows=rows, weights=torch.tensor([1, 1, 1]))
-    >>> Mimic().craft(torch.zeros(2), seen)
+    >>> known = Knowledge(rows=rows, weights=torch.tensor([1, 1, 1]))
+    >>> Mimic().craft(torch.zeros(2), known)
     tensor([-5.,  1.])
     """
 
@@ -54,7 +54,7 @@ class Mimic:
     )
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         rows = rows_of(knowledge)
         if rows is None:
             return honest.clone()

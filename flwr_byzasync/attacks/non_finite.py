@@ -1,4 +1,4 @@
-"""Infinity and NaN: what one careless sum spreads to the whole model."""
+"""Infinity and NaN: one careless sum spreads them to the whole model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
-SOURCE = "this package: what `Reason.NON_FINITE` is for"
+SOURCE = "this package: tests `Reason.NON_FINITE`"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Infinite:
     INFO: ClassVar[AttackInfo] = AttackInfo(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.full_like(honest, torch.inf)
 
@@ -44,6 +44,6 @@ class NotANumber:
     INFO: ClassVar[AttackInfo] = AttackInfo(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.full_like(honest, torch.nan)

@@ -1,4 +1,4 @@
-"""Names of attacks: what run-configs write, and how it becomes an attack."""
+"""Attacks by name: parsing what run-configs write."""
 
 import ast
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FIX = "write for example 'little' or 'little(z=1.5)'"
 
 @cache
 def discover() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
-    """Return every attack of this package by name, read off the files' declarations.
+    """Return every attack of this package by name, from the ``INFO`` declarations in its modules.
 
     Examples
     --------
@@ -32,13 +32,13 @@ def by_any_name() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
 
 
 def build(text: str) -> VectorAttack | LabelAttack:
-    """Make an attack from its name, parameters written as keywords of a call.
+    """Build an attack from its name or alias, with parameters written as keywords of a call.
 
     Parameters
     ----------
     text : str
         For example ``"little"``, ``"little(z=1.5)"`` or ``"flood(base=empire(epsilon=0.5))"``.
-        Words need no quotes: ``"little(z=optimised)"``. What is left out has its default.
+        Words need no quotes: ``"little(z=optimised)"``. Omitted parameters have their defaults.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def _attack(node: ast.expr | None, text: str) -> VectorAttack | LabelAttack:
         raise ConfigError("attack", text, _legal(), FIX)
     attack = by_any_name()[call.name]
     names = [field.name for field in fields(attack)]  # type: ignore[arg-type]
-    given = call.named(names)
-    if call.positional or given is None:
+    arguments = call.named(names)
+    if call.positional or arguments is None:
         takes = f"with parameters among {', '.join(names)}" if names else "without parameters"
         raise ConfigError("attack", text, f"{call.name} {takes}, each once, as name=value", FIX)
-    return attack(**{name: _value(name, value, text) for name, value in given.items()})
+    return attack(**{name: _value(name, value, text) for name, value in arguments.items()})
 
 
 def _value(name: str, node: ast.expr, text: str) -> object:

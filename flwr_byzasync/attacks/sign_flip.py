@@ -13,7 +13,7 @@ from flwr_byzasync.attacks.statistics import as_sent
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Send ``−scale · honest``; the node's own recursion stays honest.
+    """Send ``−scale · honest``; the node's own estimator state stays honest.
 
     Parameters
     ----------
@@ -44,6 +44,6 @@ class SignFlip:
         check_number("scale", self.scale, low=0, closed="neither", fix="pass for example scale=1.0")
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return as_sent(-self.scale * honest.to(torch.float64), honest)

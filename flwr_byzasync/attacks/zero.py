@@ -1,4 +1,4 @@
-"""Zero: a node that does no work but keeps its weight (a plain free-rider)."""
+"""Zero: a plain free-rider, a node that does no work but keeps its weight."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 @dataclass(frozen=True)
 class Zero:
-    """Send zeros: with models as replies, the model as it came.
+    """Send zeros; with models as replies, the model as received.
 
     Examples
     --------
@@ -27,6 +27,6 @@ class Zero:
     )
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.zeros_like(honest)
