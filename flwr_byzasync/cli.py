@@ -106,12 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--seed", type=int, default=1, metavar="N", help="seed of the search (%(default)s)"
     )
+    _add_output(audit)
+    return parser
+
+
+def _add_output(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("--table", action="store_true", help="print the table as markdown")
     audit.add_argument("--show", action="store_true", help="print the worst case at every λ")
     audit.add_argument(
         "--out", type=Path, metavar="DIR", help="write audit.md, and audit.png with --curve"
     )
-    return parser
 
 
 def _audit(args: argparse.Namespace) -> int:

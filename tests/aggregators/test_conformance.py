@@ -1,4 +1,4 @@
-"""The kit itself: broken rules are caught by what they break, right ones pass."""
+"""The conformance kit itself: mutants are caught by the law they break, correct rules pass."""
 
 import doctest
 import pickle
@@ -74,7 +74,7 @@ def test_a_broken_rule_is_refuted_by_nothing_else(mutant: Mutant) -> None:
     assert caught.value.law == mutant.caught
 
 
-def test_every_law_is_broken_by_a_planted_rule() -> None:
+def test_every_law_is_broken_by_a_mutant() -> None:
     always = {"BOUND", "HALVES", "UNWRITTEN", "REPEATABLE", "DEFINED", "ABSENT", "DTYPE"}
     assert {mutant.caught for mutant in MUTANTS} == {law.name for law in Law} | always
 
@@ -96,7 +96,7 @@ def test_a_bound_that_is_a_little_too_small_is_refuted(lam: float, factor: float
             byz_fraction=lam,
             max_examples=100,
         )
-    # One of two places, and a hair more than half of the weight in it.
+    # One of two places, and slightly more than half of the weight in it.
     rows, weights = caught.value.case
     assert set(rows.flatten().tolist()) == {0.0, 1.0} and (weights > 0).sum() <= 4
 
@@ -118,13 +118,13 @@ def test_weights_of_another_dtype_must_mean_the_same() -> None:
         check_laws(claim_of(integers_only), settings(FINDING, max_examples=20))
 
 
-def test_time_is_limited() -> None:
+def test_the_time_of_a_rule_is_limited() -> None:
     with pytest.raises(LawError, match="TIME is broken: 1000 rows of 30 coordinates take at most"):
         check_time(claim_of(Mean()), seconds=1e-9)
     check_time(claim_of(Mean(), max_rows=10), seconds=1e-9)
 
 
-def test_more_rows_than_a_rule_takes_are_not_asked_of_it() -> None:
+def test_a_rule_is_not_called_with_more_rows_than_it_accepts() -> None:
     def few(rows: Tensor, weights: Tensor) -> Tensor:
         if len(rows) > 5:
             raise ValueError("too many rows")
@@ -136,7 +136,7 @@ def test_more_rows_than_a_rule_takes_are_not_asked_of_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_row_that_must_be_honest_is_in_every_set_and_has_weight() -> None:
+def test_a_trusted_row_is_in_every_honest_set_and_has_weight() -> None:
     def first(rows: Tensor, weights: Tensor) -> Tensor:
         assert weights[0] > 0
         nearest = ((rows - rows[0]).norm(dim=1) <= 0.0) & (weights > 0)
@@ -150,9 +150,9 @@ def test_a_row_that_must_be_honest_is_in_every_set_and_has_weight() -> None:
 
 # --- what passes -------------------------------------------------------------------------------
 def median_of_a_third_party(rows: Tensor, weights: Tensor) -> Tensor:
-    kept, mass = rows[weights > 0], weights[weights > 0].double()
+    kept, used_weights = rows[weights > 0], weights[weights > 0].double()
     values, order = kept.sort(dim=0)
-    share = mass[order].cumsum(dim=0) / mass.sum()
+    share = used_weights[order].cumsum(dim=0) / used_weights.sum()
     low, high = (share < 0.5 - 1e-9).sum(dim=0), (share <= 0.5 + 1e-9).sum(dim=0)
     a, b = (values.gather(0, i.unsqueeze(0))[0] for i in (low, high))
     return torch.where(a == b, a, a / 2 + b / 2)
@@ -186,18 +186,18 @@ def test_a_function_that_declares_nothing_must_only_be_a_rule() -> None:
     check_aggregator(shrunk, max_examples=30, seconds=60.0)
 
 
-# --- how it is told ----------------------------------------------------------------------------
+# --- error messages ---------------------------------------------------------------------------
 def test_the_same_check_finds_the_same_input() -> None:
     def shrunk(rows: Tensor, weights: Tensor) -> Tensor:
         return Mean()(rows, weights) * 0.9
 
     quick = settings(FINDING, max_examples=20)
-    told = []
+    messages = []
     for _ in range(2):
         with pytest.raises(LawError, match="TRANSLATION is broken") as caught:
             check_laws(claim_of(shrunk, laws=[Law.TRANSLATION]), quick)
-        told.append(str(caught.value))
-    assert told[0] == told[1]
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def test_an_exception_of_the_rule_is_shown_with_its_input() -> None:
@@ -242,7 +242,7 @@ def test_an_argument_that_cannot_work_is_named(claims: dict[str, object], names:
         check_aggregator(**{"rule": MEDIAN, **claims})  # type: ignore[arg-type]
 
 
-def test_laws_may_be_named_as_errors_name_them() -> None:
+def test_laws_can_be_passed_by_name() -> None:
     assert claim_of(MEDIAN, laws=["COPIES", Law.HULL]).laws == {Law.COPIES, Law.HULL}
     with pytest.raises(LawError, match=r"^HULL is broken"):
         check_laws(
@@ -278,7 +278,7 @@ HARD: dict[str, Callable[[Weighted], bool]] = {
 }
 
 
-def test_what_breaks_rules_is_drawn() -> None:
+def test_hard_cases_are_drawn() -> None:
     found = Counter[str]()
 
     @settings(FINDING, max_examples=300)
@@ -291,7 +291,7 @@ def test_what_breaks_rules_is_drawn() -> None:
     assert all(found[name] >= 3 for name in HARD), found
 
 
-def test_the_inequality_says_how_near_it_came() -> None:
+def test_the_inequality_reports_how_close_a_case_comes() -> None:
     claim = claim_of(MEDIAN)
     found = []
 
@@ -315,7 +315,7 @@ def test_a_trial_reorders_all_rows() -> None:
 
 # --- the package -------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does() -> None:
+def test_only_the_kit_needs_hypothesis_and_says_so() -> None:
     script = (
         "import sys; sys.modules['hypothesis'] = None\n"
         "import flwr_byzasync, flwr_byzasync.aggregators\n"
@@ -325,12 +325,12 @@ def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does() -> None
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    told = 'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".\n'
-    assert done.stdout == told
+    expected = 'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".\n'
+    assert done.stdout == expected
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_document_are_true() -> None:
+def test_the_examples_in_the_documentation_are_true() -> None:
     page = str(ROOT / "docs" / "testing.md")
     result = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 5 and result.failed == 0

@@ -1,4 +1,4 @@
-"""Every law that a rule declares, over every rule; and what holds for all of them."""
+"""The declared laws of every rule, and what holds for all rules."""
 
 from itertools import product
 

@@ -239,8 +239,8 @@ def test_clipping_keeps_its_constant_for_every_admissible_set(
 
 @pytest.mark.parametrize("lam", [Fraction(1, 50), Fraction(1, 10), Fraction(1, 4)], ids=str)
 def test_no_constant_of_clipping_is_below_two_thirds_of_ours(lam: Fraction) -> None:
-    share, hair = float(lam), 1e-5
-    beyond = GOLDEN * share - hair
+    share, offset = float(lam), 1e-5
+    beyond = GOLDEN * share - offset
     case = column([0.0, 0.0, 1.0], [1 - share - beyond, share, beyond])
     found = ratio(CenteredClipping(share), *case, lam)
     expected = GOLDEN * share / (1 - GOLDEN**2 * share)

@@ -1,4 +1,4 @@
-"""Names of rules: what is found, what the strings mean, and what is refused in which words."""
+"""Rules by name: discovery, the meaning of specs, and the errors of illegal ones."""
 
 import ast
 import sys

@@ -171,11 +171,11 @@ def test_an_attack_reads_no_more_than_it_says_it_needs(
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=FEW)
 @given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5))
-def test_a_node_that_has_seen_nobody_can_mount_every_attack(name: str, values: list[float]) -> None:
+def test_a_node_that_knows_no_other_can_mount_every_attack(name: str, values: list[float]) -> None:
     honest = torch.tensor(values)
     sent = EVERY[name].craft(honest)
     assert sent.shape == honest.shape
-    # Those that need to see others are honest until they do.
+    # Those that need other vectors are honest until they know some.
     if needs_of(EVERY[name]) is not Needs.OWN_VECTOR:
         assert bits(sent) == bits(honest)
 
@@ -221,13 +221,13 @@ def test_only_the_strongest_strength_needs_everything() -> None:
 
 
 def test_a_strength_without_what_it_needs_is_refused() -> None:
-    seen = Knowledge(rows=torch.ones(2, 3), weights=torch.ones(2))
+    known = Knowledge(rows=torch.ones(2, 3), weights=torch.ones(2))
     for z in ("paper", "published"):
         with pytest.raises(ConfigError, match=rf"^z='{z}'.*pass for example z=1\.5"):
-            Little(z=z).craft(torch.ones(3), seen)
+            Little(z=z).craft(torch.ones(3), known)
     for attack in (Little(z="optimised"), Empire("optimised")):
         with pytest.raises(ConfigError, match="OmniscientGrid"):
-            attack.craft(torch.ones(3), seen)
+            attack.craft(torch.ones(3), known)
 
 
 # --- labels --------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def ended(*arguments: str) -> int:
 
 
 # --- telling -------------------------------------------------------------------------------------
-def test_a_table_has_a_line_for_each_share(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_has_a_row_for_each_share(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended("audit", "cwmed", "--lam", "0.1", "0.4", *FEW) == 0
     out = capsys.readouterr().out
     assert out.startswith("cwmed: up to 5 rows, 300 calls per λ, seed 1\n")
@@ -131,7 +131,7 @@ def test_a_table_in_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
 
 
-def test_a_rule_without_a_constant_is_told_with_the_rows_that_ruin_it(
+def test_a_rule_without_a_constant_is_reported_with_a_counterexample(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ended("audit", "mean", "--lam", "0.1", *FEW) == 0
@@ -151,7 +151,7 @@ def test_worst_cases_are_shown_where_they_are_asked_for(
     assert "weights" in capsys.readouterr().out
 
 
-def test_a_share_that_is_not_legal_for_a_rule_is_left_out(
+def test_a_share_that_is_not_legal_for_a_rule_is_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ended("audit", "bulyan", "--lam", "0.1", "0.4", *FEW) == 0
@@ -198,7 +198,7 @@ def test_without_matplotlib_one_sentence_says_so(
 
 
 # --- rules of others -----------------------------------------------------------------------------
-def test_a_promise_that_is_not_kept_ends_with_code_1_and_the_counterexample(
+def test_a_broken_bound_ends_with_code_1_and_the_counterexample(
     own_rules: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended("audit", "rules_of_mine:Trusting", "--lam", "0.2", *FEW) == 1
@@ -211,7 +211,7 @@ def test_a_function_is_a_rule(own_rules: Path, capsys: pytest.CaptureFixture[str
     assert "no constant" in capsys.readouterr().out
 
 
-def test_a_result_that_is_not_finite_is_told_as_such(
+def test_a_result_that_is_not_finite_is_reported_as_such(
     own_rules: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended("audit", "rules_of_mine:nowhere", "--lam", "0.2", *FEW) == 0
