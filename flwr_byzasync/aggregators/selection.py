@@ -43,7 +43,7 @@ def keep_nearest(
     Parameters
     ----------
     distance : Tensor
-        (m,) or (n, m) float64, not negative: one selection for each line.
+        (m,) or (n, m) float64, not negative: one selection per row.
     weights : Tensor
         (m,). Rows of weight zero do not count.
     share : float
@@ -55,7 +55,7 @@ def keep_nearest(
     -------
     Tensor
         The shape of `distance`, float64: rows nearer than the cut whole, rows at the cut in
-        proportion, the others 0; each line sums to `share` of the weight.
+        proportion, the others 0; each selection sums to `share` of the weight.
     """
     weights = weights.to(torch.float64)
     target_weight = share * weights.sum()

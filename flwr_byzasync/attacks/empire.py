@@ -8,7 +8,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_choice, check_integer, check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
-from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, moments, rows_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Empire:
         mean = moments(rows).mean
 
         def crafted(epsilon: float) -> Tensor:
-            return as_sent(-epsilon * mean, honest)
+            return clamped_like(-epsilon * mean, honest)
 
         if isinstance(self.epsilon, str):
             return crafted(strongest(crafted, rows, mean, knowledge))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent
+from flwr_byzasync.attacks.vector_statistics import clamped_like
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Gaussian:
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return the vector sent; of the honest vector, only shape, dtype and device matter."""
-        return as_sent(self.deviation * normal(honest, knowledge), honest)
+        return clamped_like(self.deviation * normal(honest, knowledge), honest)
 
 
 def normal(honest: Tensor, knowledge: Knowledge) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent, direction_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, direction_of
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ class HugeNorm:
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return the vector sent."""
         del knowledge
-        return as_sent(-self.norm * direction_of(honest), honest)
+        return clamped_like(-self.norm * direction_of(honest), honest)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators.rule import aggregate_float64
 from flwr_byzasync.attacks.attack import Knowledge
-from flwr_byzasync.attacks.statistics import Rows, first_largest
+from flwr_byzasync.attacks.vector_statistics import Rows, first_largest
 from flwr_byzasync.errors import ConfigError
 
 LOWEST, HIGHEST = 2.0**-6, 2.0**6

@@ -10,7 +10,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_choice, check_integer, check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
-from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, moments, rows_of
 from flwr_byzasync.errors import ConfigError
 
 CHOICES = ("optimised", "paper", "published")
@@ -94,7 +94,7 @@ class Little:
         mean, deviation = moments(rows)
 
         def crafted(z: float) -> Tensor:
-            return as_sent(mean - z * deviation, honest)
+            return clamped_like(mean - z * deviation, honest)
 
         if self.z == "optimised":
             return crafted(strongest(crafted, rows, mean, knowledge))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import (
+from flwr_byzasync.attacks.vector_statistics import (
     Rows,
-    as_sent,
     centred_gram,
+    clamped_like,
     first_largest,
     moments,
     rows_of,
@@ -59,7 +59,7 @@ class Mimic:
         if rows is None:
             return honest.clone()
         chosen = rows.vectors.index_select(0, _farthest(rows).reshape(1))[0]
-        return as_sent(chosen.to(torch.float64), honest)
+        return clamped_like(chosen.to(torch.float64), honest)
 
 
 def _farthest(rows: Rows) -> Tensor:

@@ -11,10 +11,10 @@ from torch.linalg import vector_norm
 from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync.aggregators.numerics import paired_blocks
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import (
+from flwr_byzasync.attacks.vector_statistics import (
     Rows,
-    as_sent,
     centred_gram,
+    clamped_like,
     moments,
     rows_of,
     unit_of,
@@ -154,7 +154,7 @@ def _craft(
     p = _perturbation(perturbation, mean, deviation)
     geometry = _geometry(rows, mean, p, unit)
     gamma = torch.where(geometry.length > 0, largest(geometry), 0.0)
-    return as_sent((mean + gamma * p) * unit, honest)
+    return clamped_like((mean + gamma * p) * unit, honest)
 
 
 def _perturbation(name: str, mean: Tensor, deviation: Tensor) -> Tensor:

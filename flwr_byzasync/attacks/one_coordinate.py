@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_integer, check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent, norm_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, norm_of
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ class OneCoordinate:
         del knowledge
         sent = honest.to(torch.float64, copy=True)
         sent[self.coordinate % len(honest)] += self.scale * norm_of(honest)
-        return as_sent(sent, honest)
+        return clamped_like(sent, honest)

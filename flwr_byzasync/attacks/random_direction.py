@@ -8,7 +8,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.gaussian import normal
-from flwr_byzasync.attacks.statistics import as_sent, direction_of, norm_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, direction_of, norm_of
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,4 @@ class RandomDirection:
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return the vector sent."""
         direction = direction_of(normal(honest, knowledge)).to(honest.device)
-        return as_sent(self.scale * norm_of(honest) * direction, honest)
+        return clamped_like(self.scale * norm_of(honest) * direction, honest)

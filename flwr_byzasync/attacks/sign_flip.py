@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_number
 from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent
+from flwr_byzasync.attacks.vector_statistics import clamped_like
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,4 @@ class SignFlip:
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
         """Return the vector sent."""
         del knowledge
-        return as_sent(-self.scale * honest.to(torch.float64), honest)
+        return clamped_like(-self.scale * honest.to(torch.float64), honest)

@@ -32,9 +32,9 @@ class LawError(AssertionError):
     ) -> None:
         self.law, self.expected, self.case, self.numbers = law, expected, case, dict(numbers)
         rows = f"{shown(case.rows)} ({case.rows.dtype}, {tuple(case.rows.shape)})"
-        lines = {"rows": rows, "weights": shown(case.weights), **self.numbers}
-        width = max(map(len, lines))
-        body = "".join(f"\n  {name:{width}}  {value}" for name, value in lines.items())
+        entries = {"rows": rows, "weights": shown(case.weights), **self.numbers}
+        width = max(map(len, entries))
+        body = "".join(f"\n  {name:{width}}  {value}" for name, value in entries.items())
         super().__init__(f"{law} is broken: {expected}.{body}")
 
     def __reduce__(self) -> tuple[type["LawError"], tuple[object, ...]]:

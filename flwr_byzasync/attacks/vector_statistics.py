@@ -104,7 +104,7 @@ def first_largest(values: Tensor) -> Tensor:
     return (values >= values.amax() * (1.0 - TIED)).to(torch.uint8).argmax()
 
 
-def as_sent(vector: Tensor, honest: Tensor) -> Tensor:
+def clamped_like(vector: Tensor, honest: Tensor) -> Tensor:
     """Return a new tensor of the honest vector's dtype and device.
 
     Values beyond the dtype are clamped to its largest finite ones: the server refuses infinity,
