@@ -1,4 +1,4 @@
-"""A gradient function becomes a Flower ClientApp; the node half of μ² lives in Context.state."""
+"""A gradient function as a Flower ClientApp; the node's half of μ² lives in Context.state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,15 +15,16 @@ from flwr_byzasync.estimators import Estimator, Memory
 from flwr_byzasync.wire.arrays import record_of, tensors_of
 from flwr_byzasync.wire.flower_compat import Mod
 from flwr_byzasync.wire.keys import (
-    BEFORE,
     BUFFERS,
     COUNT,
     GRADIENT,
     METRICS,
     MOMENTUM,
     PAYLOAD,
+    PREVIOUS,
     QUERY,
 )
+from flwr_byzasync.wire.node_memory import non_negative, recall, remember, seed_and_partition
 
 MEMORY = "byz.memory"
 T = TypeVar("T")
@@ -31,17 +32,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Query:
-    """What a gradient function is asked.
+    """What a gradient function receives.
 
     Parameters
     ----------
     parameters : mapping of str to Tensor
-        The point at which to differentiate, on the node's device. Not to be written.
+        The point at which to differentiate, on the node's device. Read-only.
     buffers : mapping of str to Tensor
-        The model's other arrays; copies that may be written.
+        The model's other arrays; copies that may be modified.
     generator : torch.Generator
         On the CPU, seeded by (seed, partition-id, replies accepted so far). μ² asks twice with
-        generators in the same state: drawing the batch from it gives the same batch both times.
+        generators in the same state, so a batch drawn from it is the same both times.
     context : Context
         Flower's, for node_config and run_config.
     config : mapping
@@ -57,14 +58,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a gradient function answers.
+    """What a gradient function returns.
 
     Parameters
     ----------
     gradients : mapping of str to Tensor
         One for each parameter.
     buffers : mapping of str to Tensor
-        The model's other arrays after the batch; those left out are sent back as they came.
+        The model's other arrays after the batch; those left out are returned as they came.
     metrics : mapping of str to float
         For the log, for example the loss.
     """
@@ -94,13 +95,13 @@ def client_app(
         ``Query -> Gradient``: the gradient of one batch drawn from the query's generator.
     estimator : Estimator or callable
         What is sent, for example ``mu2(beta=0.25)``; or how to choose it from the Context. Not
-        used by a strategy with ``payload="gradient"``, which is sent gradients.
+        used by a strategy with `Gradients` or `CorrectedGradients`.
     device : str or callable, default "cpu"
         Where tensors go; or how to choose it from the Context.
     mods : list of Mod, optional
         Flower client mods, for example an attack.
     arrayrecord_key, configrecord_key : str
-        As given to the strategy.
+        As passed to the strategy.
 
     Returns
     -------
@@ -121,50 +122,73 @@ def client_app(
         content, config = message.content, message.content.config_records[configrecord_key]
         where = torch.device(_chosen(device, context))
         arrays = tensors_of(content.array_records[arrayrecord_key])
-        layout = Layout.of(arrays)
-        others = tensors_of(content.array_records.get(BUFFERS) or ArrayRecord())
-        count = _integer(config.get(COUNT))
-        first: list[Gradient] = []
-
-        def at(point: Tensor) -> Tensor:
-            query = Query(
-                parameters=layout.unflatten(point),
-                buffers={name: tensor.to(where, copy=True) for name, tensor in others.items()},
-                generator=_generator(context, count),
-                context=context,
-                config=config,
-            )
-            answer = gradient(query)
-            first.append(answer)
-            return layout.flatten(answer.gradients, where)
-
-        point, before = layout.flatten(arrays, where), content.array_records.get(BEFORE)
+        asked = _Asked(gradient, config, context, Layout.of(arrays), where, _buffers(content))
+        point, previous = asked.layout.flatten(arrays, where), content.array_records.get(PREVIOUS)
         wants_gradient = config.get(PAYLOAD) == GRADIENT
         if wants_gradient:
-            vector = at(point)
+            vector = asked.at(point)
         else:
-            rule = _chosen(estimator, context)
-            vector, memory = rule.update(_recall(context, where, layout.size), point, at, count)
-            _remember(context, memory)
-        # Buffers and metrics of the query's own point; the one before it was only corrected for.
-        answer = first[0]
-        reply = RecordDict({arrayrecord_key: record_of(layout.unflatten(vector))})
-        if others:
-            reply[BUFFERS] = record_of(
-                {name: answer.buffers.get(name, tensor) for name, tensor in others.items()}
-            )
-        if before is not None:
-            # The server corrects: the same batch once more, at the point of the last query.
-            there = at(layout.flatten(tensors_of(before), where))
-            reply[BEFORE] = record_of(layout.unflatten(there))
+            chosen, size = _chosen(estimator, context), asked.layout.size
+            memory = _recalled(context, where, size)
+            vector, memory = chosen.update(memory, point, asked.at, asked.count)
+            _remember_finite(context, memory)
+        reply = RecordDict({arrayrecord_key: record_of(asked.layout.unflatten(vector))})
+        # Buffers and metrics at the query's own point; the previous one only corrects.
+        answer = asked.answers[0]
+        if asked.buffers:
+            reply[BUFFERS] = record_of({**asked.buffers, **_known(answer, asked.buffers)})
+        if previous is not None:
+            # The server corrects: the same batch once more, at the previous query's point.
+            there = asked.at(asked.layout.flatten(tensors_of(previous), where))
+            reply[PREVIOUS] = record_of(asked.layout.unflatten(there))
         reply[METRICS] = MetricRecord(dict(answer.metrics))
-        # A reply says what it is, or a vector would be taken for a model.
-        told = {PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
+        # A reply names its kind, or a vector would be taken for a model.
+        named = {PAYLOAD: GRADIENT if wants_gradient else MOMENTUM}
         echoed = {QUERY: config[QUERY]} if QUERY in config else {}
-        reply[configrecord_key] = ConfigRecord({**told, **echoed})
+        reply[configrecord_key] = ConfigRecord({**named, **echoed})
         return Message(reply, reply_to=message)
 
     return app
+
+
+@dataclass
+class _Asked:
+    """One query at a node: the gradient function at its batch, and what it has returned."""
+
+    gradient: GradientFn
+    config: ConfigRecord
+    context: Context
+    layout: Layout
+    device: torch.device
+    buffers: Mapping[str, Tensor]
+    answers: list[Gradient] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """The replies that the server has accepted from this node."""
+        return non_negative(self.config.get(COUNT))
+
+    def at(self, point: Tensor) -> Tensor:
+        """Return the (d,) gradient of this query's batch at a point."""
+        buffers = {name: x.to(self.device, copy=True) for name, x in self.buffers.items()}
+        query = Query(
+            parameters=self.layout.unflatten(point),
+            buffers=buffers,
+            generator=_generator(self.context, self.count),
+            context=self.context,
+            config=self.config,
+        )
+        answer = self.gradient(query)
+        self.answers.append(answer)
+        return self.layout.flatten(answer.gradients, self.device)
+
+
+def _buffers(content: RecordDict) -> dict[str, Tensor]:
+    return tensors_of(content.array_records.get(BUFFERS) or ArrayRecord())
+
+
+def _known(answer: Gradient, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in answer.buffers.items() if name in buffers}
 
 
 def _chosen(setting: T | Callable[[Context], T], context: Context) -> T:
@@ -174,29 +198,19 @@ def _chosen(setting: T | Callable[[Context], T], context: Context) -> T:
 
 def _generator(context: Context, count: int) -> torch.Generator:
     """Return a fresh generator for this node's reply number `count`."""
-    mixed = np.random.SeedSequence([*identity_of(context), count]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
+    mixed = np.random.SeedSequence([*seed_and_partition(context), count])
+    state = mixed.generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def identity_of(context: Context) -> tuple[int, int]:
-    """Return the run's seed and the node's partition-id: node ids change from run to run."""
-    partition = context.node_config.get("partition-id", context.node_id)
-    return _integer(context.run_config.get("seed")), _integer(partition)
-
-
-def _integer(value: object) -> int:
-    return abs(value) if isinstance(value, int) else 0
-
-
-def _recall(context: Context, device: torch.device, size: int) -> Memory:
-    kept = context.state.array_records.get(MEMORY)
-    tensors = tensors_of(kept) if kept is not None else {}
-    memory = tuple(tensor.to(device) for tensor in tensors.values())
+def _recalled(context: Context, device: torch.device, size: int) -> Memory:
+    kept = tensors_of(recall(context, MEMORY))
+    memory = tuple(tensor.to(device) for tensor in kept.values())
     # Vectors of the model, and numbers about them.
     return memory if all(tensor.shape in ((size,), ()) for tensor in memory) else ()
 
 
-def _remember(context: Context, memory: Memory) -> None:
+def _remember_finite(context: Context, memory: Memory) -> None:
     finite = all(bool(tensor.isfinite().all()) for tensor in memory)
     kept = {str(k): tensor for k, tensor in enumerate(memory)} if finite else {}
-    context.state[MEMORY] = record_of(kept)
+    remember(context, MEMORY, record_of(kept))

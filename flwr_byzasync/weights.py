@@ -113,10 +113,43 @@ class StalenessDiscount:
 
 @dataclass(frozen=True)
 class Capped:
-    """A policy under a cap: ``capped(policy(counts, ages), max_share)``."""
+    """A policy under a cap: ``capped(policy(counts, ages), max_share)``.
+
+    f nodes then hold at most ``f·max_share`` of the weight, however fast they reply; without a
+    cap a Byzantine node that does not compute can obtain any share. While the cap cuts, rules are
+    called from scratch. A node is an id of the SuperLink: where SuperNodes need no registered
+    key, a client may reconnect under new ids, each with a share of its own.
+
+    Parameters
+    ----------
+    policy : WeightPolicy
+        For example ``Counts()``.
+    max_share : float
+        Largest share of the weight that one node may hold, in (0, 1]. With fewer than
+        1/max_share nodes all weigh the same.
+
+    Raises
+    ------
+    ConfigError
+        If `policy` is not a weight policy, or `max_share` is out of range.
+
+    Examples
+    --------
+    >>> Capped(Counts(), max_share=0.4)(torch.tensor([1, 1, 9]), torch.tensor([0, 0, 0]))
+    tensor([1.0000, 1.0000, 1.3333], dtype=torch.float64)
+    """
 
     policy: WeightPolicy
     max_share: float
+
+    def __post_init__(self) -> None:
+        coerce_numbers(self)
+        if isinstance(self.policy, str | type) or not callable(self.policy):
+            legal, fix = "a policy called as policy(counts, ages)", "pass for example Counts()"
+            raise ConfigError("policy", self.policy, legal, fix)
+        _check_weights(self.policy)
+        fix = "pass for example max_share=0.2, or leave Capped out"
+        check_number("max_share", self.max_share, low=0, closed="right", high=1, fix=fix)
 
     def __call__(self, counts: Tensor, ages: Tensor) -> Tensor:
         """Return the capped weights."""
@@ -199,34 +232,23 @@ POLICIES: Mapping[str, Callable[[], WeightPolicy]] = MappingProxyType(
 """Policies by name, with their default settings."""
 
 
-def weighting(weights: str | WeightPolicy, max_share: float | None = None) -> WeightPolicy:
-    """Return the weight policy for the user's settings.
+def weight_policy(weights: str | WeightPolicy) -> WeightPolicy:
+    """Return the weight policy for a name, or the policy passed.
 
     Parameters
     ----------
     weights : {"counts", "uniform", "staleness"} or WeightPolicy
-        A name or a policy.
-    max_share : float, optional
-        Cap on the share of one node, in (0, 1]; None for none.
+        A name, or a policy.
 
     Raises
     ------
     ConfigError
-        If the name is unknown, the policy does not return valid weights, or the cap is out of
-        range.
+        If the name is unknown, or the policy does not return valid weights.
     """
     if isinstance(weights, str) or not callable(weights) or isinstance(weights, type):
-        name = check_choice("weights", weights, POLICIES, fix=FIX)
-        policy: WeightPolicy = POLICIES[name]()
-    else:
-        policy = weights
-        _check_weights(policy)
-    if max_share is None:
-        return policy
-    fix = "pass for example max_share=0.2, or None for no cap"
-    return Capped(
-        policy, check_number("max_share", max_share, low=0, closed="right", high=1, fix=fix)
-    )
+        return POLICIES[check_choice("weights", weights, POLICIES, fix=FIX)]()
+    _check_weights(weights)
+    return weights
 
 
 def _check_weights(policy: WeightPolicy) -> None:

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import settings
 
-from flwr_byzasync.wire.flower_compat import post, task
+from flwr_byzasync.wire.flower_compat import pretend_task, stamp_message
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def _task_identity() -> Iterator[None]:
     """From flwr 1.38 a Message can only be built inside a task: pretend to be one, and stop."""
-    with task(run_id=1, node_id=1):
+    with pretend_task(run_id=1, node_id=1):
         yield
 
 
@@ -31,5 +31,5 @@ def message(_task_identity: None) -> Message:
     """A query that replies can answer."""
     content = RecordDict({"config": ConfigRecord()})
     query = Message(content, dst_node_id=5, message_type="train")
-    post(query, "m", run_id=1, src_node_id=1)
+    stamp_message(query, "m", run_id=1, src_node_id=1)
     return query

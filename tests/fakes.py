@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_byzasync.wire.flower_compat import post
+from flwr_byzasync.wire.flower_compat import stamp_message
 
 Behaviour = Callable[[Message], RecordDict | Error | None]
 """What a node does with a message: reply, report an error, or stay silent."""
@@ -59,6 +59,9 @@ class FakeGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise AssertionError("deprecated in Flower")
 
+    def sleep(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
     def get_node_ids(self) -> list[int]:
         return [node_id for node_id, node in self.nodes.items() if node.connected]
 
@@ -67,7 +70,7 @@ class FakeGrid(Grid):
         for message in messages:
             if not self.on_push(message):
                 continue
-            post(message, f"m{len(self.sent)}", run_id=1, src_node_id=1)
+            stamp_message(message, f"m{len(self.sent)}", run_id=1, src_node_id=1)
             self.sent.append(message)
             ids.append(message.metadata.message_id)
             node = self.nodes[message.metadata.dst_node_id]

@@ -14,6 +14,7 @@ from flwr_byzasync import AsyncRobust, ConfigError, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from tests.fakes import Behaviour, FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import grouped
 
 START = {"w": torch.tensor([4.0, -4.0])}
 
@@ -41,7 +42,7 @@ def silent(message: Message) -> None:
 
 def strategy_on(clock: FakeClock, **settings: Any) -> AsyncRobust:
     settings = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), **settings}
-    return AsyncRobust(clock=clock, sleep=clock.sleep, **settings)
+    return AsyncRobust(**grouped(**settings))
 
 
 def grid_of(clock: FakeClock, *behaviours: Behaviour, seconds: float = 1.0) -> FakeGrid:
@@ -74,7 +75,7 @@ def test_a_liar_ruins_the_mean_and_not_the_median() -> None:
 def test_every_node_is_sent_its_next_query_at_once_and_at_the_newest_point() -> None:
     clock = FakeClock()
     grid = FakeGrid(clock, {1: FakeNode(honest, 1.0), 2: FakeNode(honest, 10.0)})
-    strategy_on(clock, min_nodes=1, updates_per_round=12).start(grid, ArrayRecord(START), 1)
+    strategy_on(clock, nodes=1, updates_per_round=12).start(grid, ArrayRecord(START), 1)
     to_fast = [m for m in grid.sent if m.metadata.dst_node_id == 1]
     points = [float(m.content["arrays"].to_torch_state_dict()["w"][0]) for m in to_fast]
     assert len(to_fast) == 12
@@ -127,7 +128,7 @@ def test_a_liar_s_metrics_do_not_distort_those_of_a_round() -> None:
 def test_staleness_is_the_server_s_own_count_of_steps() -> None:
     clock = FakeClock()
     nodes = {1: FakeNode(honest, 1.0), 2: FakeNode(honest, 4.5)}
-    strategy = strategy_on(clock, min_nodes=1, updates_per_round=5)
+    strategy = strategy_on(clock, nodes=1, updates_per_round=5)
     strategy.start(FakeGrid(clock, nodes), ArrayRecord(START), 1)
     # Node 1 replies at 1, 2, 3, 4 with staleness 0; node 2 at 4.5 with staleness 4.
     assert strategy.statistics().mean_staleness == pytest.approx(4 / 5)
@@ -159,7 +160,7 @@ def test_rejected_replies_leave_the_result_bit_identical() -> None:
     def run(*others: Behaviour) -> torch.Tensor:
         clock = FakeClock()
         grid = grid_of(clock, honest, honest, *others)
-        strategy = strategy_on(clock, min_nodes=2, updates_per_round=20)
+        strategy = strategy_on(clock, nodes=2, updates_per_round=20)
         return final(strategy.start(grid, ArrayRecord(START), 3))
 
     assert torch.equal(run(), run(broken, raising))
@@ -168,7 +169,7 @@ def test_rejected_replies_leave_the_result_bit_identical() -> None:
 def test_a_silent_node_does_not_stall_the_loop_and_is_asked_again() -> None:
     clock = FakeClock()
     grid = grid_of(clock, honest, honest, silent)
-    strategy = strategy_on(clock, reply_timeout=5.0, min_nodes=2, updates_per_round=60)
+    strategy = strategy_on(clock, reply_timeout=5.0, nodes=2, updates_per_round=60)
     strategy.start(grid, ArrayRecord(START), 1)
     assert strategy.statistics().reasons == {Reason.EXPIRED: 3}
     assert sum(m.metadata.dst_node_id == 3 for m in grid.sent) == 3
@@ -193,7 +194,7 @@ def test_nodes_leave_come_back_and_join_in_the_middle_of_a_run() -> None:
         grid.nodes[3].connected = clock.now > 10.0
 
     grid.on_pull = churn
-    strategy = strategy_on(clock, min_nodes=1, updates_per_round=60)
+    strategy = strategy_on(clock, nodes=1, updates_per_round=60)
     strategy.start(grid, ArrayRecord(START), 1)
     replies = strategy.statistics().replies
     assert replies[3] > 5 and replies[1] > replies[2] > 5
@@ -326,7 +327,7 @@ def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
 ) -> None:
     clock = FakeClock()
     grid = grid_of(clock, honest, honest, raising)
-    strategy = strategy_on(clock, min_nodes=3, updates_per_round=5)
+    strategy = strategy_on(clock, nodes=3, updates_per_round=5)
     with caplog.at_level(logging.ERROR, logger="flwr"):
         result = strategy.start(grid, ArrayRecord(START), 20, timeout=100.0)
     assert torch.equal(final(result), START["w"]) and clock.now < 110.0
@@ -387,17 +388,17 @@ def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
 
 def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was logged once is remembered, but not for a week of ever new ids."""
-    monkeypatch.setattr("flwr_byzasync.core.events.MOST_ABSENT", 3)
+    monkeypatch.setattr("flwr_byzasync.core.membership.MAX_ABSENT", 3)
     clock, told = FakeClock(), []
 
     class Changing(FakeGrid):
         def get_node_ids(self) -> list[int]:
             stranger = 100 + int(self.clock.now)
             self.nodes.setdefault(stranger, FakeNode(broken, 0.5))
-            told.append(len(strategy._session._told))
+            told.append(len(strategy._hooks.endpoint._logged))
             return [1, 2, stranger]
 
-    strategy = strategy_on(clock, min_nodes=2, updates_per_round=50, poll_interval=0.5)
+    strategy = strategy_on(clock, nodes=2, updates_per_round=50, poll_interval=0.5)
     nodes = {key: FakeNode(honest) for key in (1, 2)}
     strategy.start(Changing(clock, nodes), ArrayRecord(START), 6)
     known = 3 + 3
@@ -431,16 +432,16 @@ def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
     arrays, _ = strategy.aggregate_train(1, [])
     assert arrays is not None
     strategy.configure_train(2, arrays, ConfigRecord(), grid)
-    assert strategy._session is not None
-    before = strategy._session.state.iterates
+    assert strategy._hooks.endpoint is not None
+    before = strategy._hooks.endpoint.state.iterates
     noisy = {"w": before.x + torch.tensor([0.5, 0.25])}
-    strategy._session.state = replace(strategy._session.state, book={}, nodes={})
+    strategy._hooks.endpoint.state = replace(strategy._hooks.endpoint.state, in_flight={}, nodes={})
     queries = list(strategy.configure_train(3, ArrayRecord(noisy), ConfigRecord(), grid))
     assert queries and all(
         torch.equal(q.content["arrays"].to_torch_state_dict()["w"], noisy["w"])  # type: ignore[union-attr]
         for q in queries
     )
-    after = strategy._session.state.iterates
+    after = strategy._hooks.endpoint.state.iterates
     assert torch.equal(after.w - before.w, after.x - before.x) and after.step == before.step
 
 
@@ -496,7 +497,7 @@ def test_too_few_nodes_end_the_run_in_time_and_say_so(caplog: pytest.LogCaptureF
     clock = FakeClock()
     grid = grid_of(clock, honest)
     with caplog.at_level(logging.ERROR, logger="flwr"):
-        result = strategy_on(clock, min_nodes=3).start(grid, ArrayRecord(START), timeout=30.0)
+        result = strategy_on(clock, nodes=3).start(grid, ArrayRecord(START), timeout=30.0)
     assert torch.equal(final(result), START["w"]) and grid.sent == []
     assert "Only 1 of 3 nodes connected within timeout=30 seconds" in caplog.text
     assert 30.0 <= clock.now < 35.0
@@ -508,7 +509,7 @@ def test_each_round_has_one_line_and_rejections_do_not_flood_the_log(
     clock = FakeClock()
     grid = grid_of(clock, honest, honest, broken)
     with caplog.at_level(logging.INFO, logger="flwr"):
-        strategy_on(clock, min_nodes=2, updates_per_round=20).start(
+        strategy_on(clock, nodes=2, updates_per_round=20).start(
             grid, ArrayRecord(START), 2, evaluate_fn=lambda r, a: MetricRecord({"accuracy": 0.5})
         )
     rounds = [r.getMessage() for r in caplog.records if "[ROUND" in r.getMessage()]
@@ -585,7 +586,7 @@ def test_a_second_run_of_the_same_strategy_starts_anew() -> None:
 def test_the_model_of_an_unfinished_round_is_not_thrown_away() -> None:
     clock = FakeClock()
     grid = grid_of(clock, lambda m: honest(m) if clock.now < 8.0 else None)
-    strategy = strategy_on(clock, min_nodes=1, updates_per_round=100)
+    strategy = strategy_on(clock, nodes=1, updates_per_round=100)
     result = strategy.start(grid, ArrayRecord(START), 2, timeout=20.0)
     assert float(final(result).norm()) < 0.6 * float(START["w"].norm())
 
@@ -597,7 +598,7 @@ def test_statistics_are_empty_before_a_run() -> None:
 def test_shares_of_the_weight_are_those_of_the_counts() -> None:
     clock = FakeClock()
     nodes = {1: FakeNode(honest, 1.0), 2: FakeNode(honest, 3.0)}
-    strategy = strategy_on(clock, min_nodes=1, updates_per_round=4)
+    strategy = strategy_on(clock, nodes=1, updates_per_round=4)
     strategy.start(FakeGrid(clock, nodes), ArrayRecord(START), 2)
     assert strategy.statistics().share({1}) == 6 / 8
 
@@ -606,8 +607,8 @@ def test_shares_of_the_weight_are_those_of_the_counts() -> None:
     ("argument", "value"),
     [
         ("aggregator", "ctma(gm)"), ("aggregator", CoordinateWiseMedian), ("optimizer", 0.1),
-        ("optimizer", SGD), ("min_nodes", 0), ("min_nodes", 2.5), ("updates_per_round", -1),
-        ("payload", "weights"), ("shut_after", 0), ("reply_timeout", 0.0),
+        ("optimizer", SGD), ("nodes", 0), ("nodes", 2.5), ("updates_per_round", -1),
+        ("payload", "weights"), ("max_consecutive_faults", 0), ("reply_timeout", 0.0),
         ("reply_timeout", float("nan")), ("poll_interval", -1.0), ("device", "gpu"),
         ("arrayrecord_key", ""), ("arrayrecord_key", "buffers"), ("configrecord_key", 3),
         ("configrecord_key", "arrays"), ("buffers", 5), ("buffers", "mean"), ("device", "meta"),

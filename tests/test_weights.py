@@ -15,7 +15,7 @@ from flwr_byzasync.weights import (
     Uniform,
     WeightPolicy,
     capped,
-    weighting,
+    weight_policy,
 )
 
 TIGHT = 1e-12
@@ -168,10 +168,10 @@ def test_the_staleness_discount_is_the_polynomial_one() -> None:
 
 
 def test_names_and_policies_mean_what_they_say() -> None:
-    assert weighting("counts") == Counts()
-    assert weighting("uniform") == Uniform()
-    assert weighting("staleness") == StalenessDiscount(0.5)
-    assert weighting(StalenessDiscount(1.0), 0.2) == Capped(StalenessDiscount(1.0), 0.2)
+    assert weight_policy("counts") == Counts()
+    assert weight_policy("uniform") == Uniform()
+    assert weight_policy("staleness") == StalenessDiscount(0.5)
+    assert weight_policy(StalenessDiscount(1.0)) == StalenessDiscount(1.0)
 
 
 def negative(counts: Tensor, ages: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def raises(counts: Tensor, ages: Tensor) -> Tensor:
 )
 def test_what_gives_no_weights_is_refused_by_name(weights: object) -> None:
     with pytest.raises(ConfigError, match=r"^weights=.* is not legal: it must be .*; pass "):
-        weighting(weights)  # type: ignore[arg-type]
+        weight_policy(weights)  # type: ignore[arg-type]
 
 
 def test_weights_whose_sum_is_beyond_float64_are_capped_all_the_same() -> None:
@@ -216,7 +216,13 @@ def test_weights_whose_sum_is_beyond_float64_are_capped_all_the_same() -> None:
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan"), "0.2", True])
 def test_a_cap_outside_its_interval_is_refused(share: object) -> None:
     with pytest.raises(ConfigError, match=r"^max_share=.*\(0, 1\]; pass"):
-        weighting("counts", share)  # type: ignore[arg-type]
+        Capped(Counts(), share)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["counts", Counts, None, lambda counts, ages: -counts])
+def test_a_cap_on_what_is_no_policy_is_refused(policy: object) -> None:
+    with pytest.raises(ConfigError, match=r"^(policy|weights)=.*pass "):
+        Capped(policy, 0.2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("power", [0.0, -1.0, 11, float("inf"), "1"])

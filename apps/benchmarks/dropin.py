@@ -28,7 +28,7 @@ from flwr.serverapp import ServerApp
 from threadpoolctl import threadpool_limits
 
 from apps.benchmarks.local_flower import REPOSITORY
-from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync import AsyncRobust, Models, VirtualGrid
 from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CTMA, NNM, CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD
@@ -120,7 +120,7 @@ def main(options: argparse.Namespace) -> None:
     steps = {f"{lr:g}/m, {share:g}": (SGD(lr, per_node=True), share) for lr, share in STEPS}
     steps |= {"1, 1": (SGD(1.0), 1.0), "1, 0": (SGD(1.0), 0.0)}
     settings = {
-        label: {"payload": "model", "optimizer": sgd, "delay_compensation": share}
+        label: {"payload": Models(delay_compensation=share), "optimizer": sgd}
         for label, (sgd, share) in steps.items()
     }
     _table({label: ("async", given) for label, given in settings.items()}, options)

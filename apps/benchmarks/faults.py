@@ -95,9 +95,11 @@ OTHERS = ("none", "silent for ever", "duplicate replies", "node leaves")
 class Doubling(VirtualGrid):
     """Delivers the faulty client's replies twice."""
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that are there, some of them twice."""
-        replies = super().pull_messages(message_ids)
+    def pull_messages(
+        self, message_ids: Iterable[str] | None = None, **renamed: Iterable[str]
+    ) -> list[Message]:
+        """Return the replies that have arrived, some of them twice."""
+        replies = super().pull_messages(message_ids, **renamed)
         faulty = self.node_ids[FAULTY]
         return [r for r in replies for _ in range(1 + (r.metadata.src_node_id == faulty))]
 

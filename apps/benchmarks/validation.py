@@ -22,7 +22,7 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.core.layout import ModelLayout
 from flwr_byzasync.core.state import Update
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import PAYLOAD, QUERY, Wire
+from flwr_byzasync.wire.keys import PAYLOAD, QUERY, MessageFormat
 from flwr_byzasync.wire.replies import decode_reply
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
 
 def decoded(reply: Message, layout: ModelLayout) -> Update:
     """Decode and check a reply as the strategy does."""
-    update = decode_reply(reply, layout, CPU, query=0, wire=Wire())
+    update = decode_reply(reply, layout, CPU, query=0, message_format=MessageFormat())
     if not isinstance(update, Update):
         raise RuntimeError(f"a good reply was refused: {update}")
     return update

@@ -15,7 +15,7 @@ from apps.paper.cells import ARRIVALS, Cell
 from apps.paper.nodes import attack_of, nodes_of
 from apps.train.settings import sees_others
 from apps.train.tasks import Split, discover
-from flwr_byzasync import AsyncRobust, VirtualGrid, aggregators
+from flwr_byzasync import AsyncRobust, Liveness, Quorum, VirtualGrid, aggregators, buffer_names
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates, Optimizer
 from flwr_byzasync.simulation.arrivals import PaperArrivals
@@ -155,12 +155,10 @@ def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
     return AsyncRobust(
         aggregators.build(cell.rule, cell.chosen_told),
         AfterFirstPass(optimizer) if cell.arrivals == "paper" else optimizer,
-        min_nodes=cell.nodes,
+        quorum=Quorum(cell.nodes),
         updates_per_round=cell.evaluate_every,
-        buffers=[name for name, _ in model.named_buffers()],
-        reply_timeout=FOREVER,
-        min_reply_timeout=FOREVER,
-        poll_interval=1.0,
+        buffers=buffer_names(model),
+        liveness=Liveness(reply_timeout=FOREVER, min_reply_timeout=FOREVER, poll_interval=1.0),
     )
 
 

@@ -22,7 +22,14 @@ from apps.train.output import Output
 from apps.train.report import final_table
 from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover
-from flwr_byzasync import AsyncRobust, ConfigError, aggregators
+from flwr_byzasync import (
+    AsyncRobust,
+    ConfigError,
+    Liveness,
+    Quorum,
+    aggregators,
+    buffer_names,
+)
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import Aggregator
@@ -55,18 +62,16 @@ def main(grid: Grid, context: Context) -> None:
     strategy = AsyncRobust(
         aggregator=aggregators.build(settings.aggregator, settings.byz_fraction),
         optimizer=settings.server_optimizer(),
-        # If all nodes are needed, the strategy's own rule is better than their number: it does
-        # not wait for a node that is lost or shut before it ever replied.
-        min_nodes=settings.min_nodes if settings.min_nodes < len(nodes) else None,
-        min_available_nodes=settings.min_nodes,
+        # If all nodes are required, the default quorum is better than their number: it does not
+        # wait for a node that is lost or quarantined before it ever replied.
+        quorum=Quorum(settings.quorum if settings.quorum < len(nodes) else None),
+        min_available_nodes=settings.quorum,
         updates_per_round=settings.updates_per_round,
-        buffers=[name for name, _ in model.named_buffers()],
-        weights=settings.weights,
-        max_share=settings.max_share if settings.max_share < 1 else None,
-        max_pace=settings.max_pace or None,
+        buffers=buffer_names(model),
+        weights=settings.weight_policy(),
+        liveness=Liveness(max_rate=settings.max_rate or None),
         device=settings.chosen_device,
         checkpoints=settings.checkpoints(),
-        resume=settings.resume,
     )
     partitions = identify(grid, nodes)
     result = strategy.start(
@@ -83,7 +88,7 @@ def main(grid: Grid, context: Context) -> None:
     if done < settings.num_server_rounds:
         raise RunFailed(
             f"The run ended after {done} of {settings.num_server_rounds} rounds: "
-            f"{statistics.gave_up}."
+            f"{statistics.stop_reason}."
         )
 
 
@@ -101,16 +106,16 @@ def check_nodes(settings: Settings, grid: Grid) -> list[int]:
     sleep = clock_of(grid)[1]
     for _ in range(60):
         nodes = list(grid.get_node_ids())
-        if len(nodes) >= settings.min_nodes or type(grid).__name__ == "InMemoryGrid":
+        if len(nodes) >= settings.quorum or type(grid).__name__ == "InMemoryGrid":
             break
         sleep(1)
     legal = f"at most the {len(nodes)} nodes of the federation"
-    if len(nodes) < settings.min_nodes:
+    if len(nodes) < settings.quorum:
         command = (
-            f'flwr run . --federation-config "num-supernodes={settings.min_nodes} '
+            f'flwr run . --federation-config "num-supernodes={settings.quorum} '
             'client-resources-num-cpus=1" --stream'
         )
-        raise ConfigError("min-nodes", settings.min_nodes, legal, f"type `{command}`")
+        raise ConfigError("quorum", settings.quorum, legal, f"type `{command}`")
     if settings.byzantine_nodes > len(nodes):
         fix = "pass fewer, or start more nodes"
         raise ConfigError("byzantine-nodes", settings.byzantine_nodes, legal, fix)

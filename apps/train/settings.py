@@ -19,7 +19,7 @@ from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
-from flwr_byzasync.weights import POLICIES
+from flwr_byzasync.weights import POLICIES, Capped, WeightPolicy, weight_policy
 
 NO_ATTACK = "none"
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,10 +51,10 @@ class Settings:
     batch_size: int
     num_server_rounds: int
     updates_per_round: int
-    min_nodes: int
+    quorum: int
     weights: str
     max_share: float
-    max_pace: float
+    max_rate: float
     seed: int
     device: str
     output_dir: str
@@ -80,7 +80,7 @@ class Settings:
         check_choice("model", settings.model, task.models, fix=fix)
         task.check(settings.data_dir, settings.download)
         if settings.resume and not settings.checkpoint_dir:
-            fix = "pass the checkpoint-dir of the run to go on with"
+            fix = "pass the checkpoint-dir of the run to resume"
             raise ConfigError("resume", True, "false while checkpoint-dir is empty", fix)
         check_batch_size(settings.dataset, settings.model, settings.batch_size, settings.seed)
         aggregators.build(settings.aggregator, settings.byz_fraction)
@@ -109,14 +109,20 @@ class Settings:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def checkpoints(self) -> Checkpoints | None:
-        """Return where and how often the run is written down; None where it is not."""
+        """Return where and how often checkpoints are written, and whether to resume, or None."""
         if not self.checkpoint_dir:
             return None
         return Checkpoints(
             self.checkpoint_dir,
             every_rounds=self.checkpoint_every,
             every_seconds=self.checkpoint_seconds or None,
+            resume=self.resume,
         )
+
+    def weight_policy(self) -> WeightPolicy:
+        """Return what rows weigh, under the cap on one node's share if there is one."""
+        policy = weight_policy(self.weights)
+        return Capped(policy, self.max_share) if self.max_share < 1 else policy
 
     def server_optimizer(self) -> Optimizer:
         """Return the server's half of the optimizer: AnyTime for μ², plain SGD for the others."""
@@ -173,8 +179,8 @@ def _checked(key: str, value: object) -> object:
         case "max-share":
             fix = "pass for example max-share=0.2, or 1.0 for no cap"
             return check_number(key, value, low=0, high=1, closed="right", fix=fix)
-        case "max-pace":
-            return _zero_or(key, value, 1, "pass for example max-pace=10.0, or 0.0 for no limit")
+        case "max-rate":
+            return _zero_or(key, value, 1, "pass for example max-rate=10.0, or 0.0 for no limit")
         case "checkpoint-seconds":
             fix = "pass for example checkpoint-seconds=600.0, or 0.0 for only by rounds"
             return _zero_or(key, value, 1, fix)

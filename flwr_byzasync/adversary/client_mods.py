@@ -2,20 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MessageType
+from flwr.app import Array, Context, Message, MessageType
 from torch import Tensor
 
-from flwr_byzasync.adversary.reply_vectors import Spoken, start_of
+from flwr_byzasync.adversary.knowledge import knowledge_of
+from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
-from flwr_byzasync.client import identity_of
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.wire.arrays import tensors_of
 from flwr_byzasync.wire.flower_compat import ClientAppCallable, Mod
+from flwr_byzasync.wire.node_memory import recall, remember, seed_and_partition
 
 STATE = "byz.attack"
 """ArrayRecord in Context.state: ``replies``, and the latest honest vectors, oldest first."""
@@ -29,44 +29,44 @@ def attack_mod(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Mod:
-    """Return a mod that replaces what the node sends.
+    """Return a mod that replaces the node's replies.
 
     Parameters
     ----------
     attack : callable
         ``Context -> attack``, or None where this node is honest.
     arrayrecord_key, configrecord_key : str
-        As given to the strategy.
+        As passed to the strategy.
     sleep, clock : callable
         For attacks with a delay: how to wait, and seconds of real time.
 
     Returns
     -------
     Mod
-        For ``ClientApp(mods=[...])``. Only train replies with content are touched, and of these
+        For ``ClientApp(mods=[...])``. It changes train replies with content only, and of these
         only the floating arrays: integer arrays and buffers in their own record stay honest.
 
     Raises
     ------
     ConfigError
-        From the mod, if the attack needs what no node knows, the query asks for an unknown
-        payload, or the reply is no model like the query although it should be one.
+        From the mod, if the attack needs what no node knows, the query has an unknown payload,
+        or the reply should be a model and is not shaped like the query.
 
     Notes
     -----
-    What a reply holds is read from ``byz.payload`` of the query. "momentum" and "gradient": the
-    attack acts on the reply. "model", or no such key, as in a deployment of FedAvg: the attack
-    acts on the pseudo-gradient query − reply, and query − crafted is sent.
+    The query's ``byz.payload`` says what a reply is. "momentum" and "gradient": the attack acts
+    on the reply. "model", or no such key, as in a deployment of FedAvg: the attack acts on the
+    pseudo-gradient query − reply, and query − crafted is sent.
 
-    The node remembers in ``Context.state`` how many replies it has sent, and as many honest
-    vectors as the attack wants. An attack of colluders estimates what honest nodes send from
-    them and the present one, each with weight 1; how much weight anybody has, it does not know.
-    Draws are seeded by the run-config key ``seed`` (0 if absent), the node-config key
-    ``partition-id`` (the node id if absent) and the number of the reply.
+    The node keeps in ``Context.state`` how many replies it has sent, and as many honest vectors
+    as the attack needs. Colluders estimate the honest nodes' vectors from these and the present
+    one, each with weight 1; they do not know how much weight any node has. Draws are seeded by
+    the run-config key ``seed`` (0 if absent), the node-config key ``partition-id`` (the node id
+    if absent) and the number of the reply.
 
-    An attack on time sleeps for its delay. A negative one cannot be had: the time is spent. With
-    the node-config key ``virtual-clock`` nothing sleeps: `VirtualGrid` adds the delay of the
-    attack that its `VirtualNode` was given.
+    An attack on time sleeps for its delay; a negative delay is impossible here, as the time has
+    passed. With the node-config key ``virtual-clock`` nothing sleeps: `VirtualGrid` adds the
+    delay of its `VirtualNode`'s attack.
 
     Examples
     --------
@@ -87,18 +87,18 @@ def attack_mod(
             return call_next(message, context)
         _check_needs(chosen)
         # Read before the client app runs: it may write into the query.
-        start = start_of(message, arrayrecord_key, configrecord_key)
+        start = base_model_of(message, arrayrecord_key, configrecord_key)
         began = clock()
         reply = call_next(message, context)
         took = clock() - began
         if not reply.has_content() or arrayrecord_key not in reply.content.array_records:
             return reply
         arrays = tensors_of(reply.content.array_records[arrayrecord_key])
-        said = Spoken.of(arrays, start)
-        if said.vector.numel() == 0:
+        honest = PayloadVector.of(arrays, start)
+        if honest.vector.numel() == 0:
             return reply
-        crafted, number = _craft(chosen, said.vector, context)
-        reply.content[arrayrecord_key] = said.saying(crafted)
+        crafted, number = _craft(chosen, honest.vector, context)
+        reply.content[arrayrecord_key] = honest.with_vector(crafted)
         _wait(chosen, context, number, took, sleep)
         return reply
 
@@ -110,12 +110,12 @@ def delay_mod(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Mod:
-    """Return a mod that only waits: where `OmniscientGrid` rewrites what the node sends.
+    """Return a mod that only waits, for where `OmniscientGrid` rewrites the node's replies.
 
     Parameters
     ----------
     attack : callable
-        ``Context -> attack on time``, or None where this node is in no hurry and not late.
+        ``Context -> attack on time``, or None where this node keeps its pace.
     sleep, clock : callable
         How to wait, and seconds of real time.
 
@@ -139,8 +139,8 @@ def delay_mod(
     return mod
 
 
-class _Past(NamedTuple):
-    """What a node remembers of its replies."""
+class NodeHistory(NamedTuple):
+    """What a node keeps of its replies."""
 
     replies: int
     vectors: tuple[Array, ...]
@@ -153,39 +153,45 @@ def _check_needs(attack: VectorAttack) -> None:
 
 
 def _craft(attack: VectorAttack, honest: Tensor, context: Context) -> tuple[Tensor, int]:
-    """Return what is sent and the number of the reply, and remember the honest vector."""
+    """Return what is sent and the number of the reply, and keep the honest vector."""
     past, memory = _recall(context), memory_of(attack)
     kept = past.vectors[-memory:] if memory > 0 else ()
-    crafted = attack.craft(honest, _knowledge(attack, honest, _Past(past.replies, kept), context))
-    # A vector that is not finite would spoil every estimate for as long as it is remembered.
+    history = NodeHistory(past.replies, kept)
+    crafted = attack.craft(honest, _knowledge(attack, honest, history, context))
+    # A vector that is not finite would spoil every estimate for as long as it is kept.
     if memory > 0 and bool(honest.isfinite().all()):
         kept = (*kept, Array(honest.numpy()))[-memory:]
-    _remember(context, _Past(past.replies + 1, kept))
+    _remember(context, NodeHistory(past.replies + 1, kept))
     return crafted, past.replies
 
 
-def _knowledge(attack: VectorAttack, honest: Tensor, past: _Past, context: Context) -> Knowledge:
+def _knowledge(
+    attack: VectorAttack, honest: Tensor, past: NodeHistory, context: Context
+) -> Knowledge:
     decoded = (torch.from_numpy(array.numpy().copy()) for array in past.vectors)
-    # Vectors of another model are of no use.
+    # Vectors of another model are useless.
     history = tuple(x for x in decoded if (x.shape, x.dtype) == (honest.shape, honest.dtype))
-    seed = int(np.random.SeedSequence(identity_of(context)).generate_state(1, np.uint64)[0])
-    known = Knowledge(history=history, reply=past.replies, seed=seed)
-    if needs_of(attack) is not Needs.COLLUDERS:
-        return known
-    rows = torch.stack([*history, honest])
-    return replace(known, rows=rows, weights=torch.ones(len(rows), dtype=torch.int64))
+    entropy = np.random.SeedSequence(seed_and_partition(context))
+    vectors = [*history, honest] if needs_of(attack) is Needs.COLLUDERS else []
+    return knowledge_of(
+        vectors,
+        [1] * len(vectors),
+        history=history,
+        reply=past.replies,
+        seed=int(entropy.generate_state(1, np.uint64)[0]),
+    )
 
 
-def _recall(context: Context) -> _Past:
-    record = dict(context.state.array_records.get(STATE) or {})
+def _recall(context: Context) -> NodeHistory:
+    record = dict(recall(context, STATE))
     replies = int(record.pop(REPLIES).numpy()) if REPLIES in record else 0
-    return _Past(replies, tuple(record.values()))
+    return NodeHistory(replies, tuple(record.values()))
 
 
-def _remember(context: Context, past: _Past) -> None:
-    # Arrays go back as they are: only the new one was encoded.
+def _remember(context: Context, past: NodeHistory) -> None:
+    # Arrays are stored as they are: only the new one was encoded.
     vectors = {str(k): array for k, array in enumerate(past.vectors)}
-    context.state[STATE] = ArrayRecord({REPLIES: Array(np.array(past.replies)), **vectors})
+    remember(context, STATE, {REPLIES: Array(np.array(past.replies)), **vectors})
 
 
 def _wait(
@@ -197,7 +203,7 @@ def _wait(
 ) -> None:
     if not isinstance(attack, TimedAttack) or context.node_config.get("virtual-clock"):
         return
-    rng = np.random.default_rng((*identity_of(context), number))
+    rng = np.random.default_rng((*seed_and_partition(context), number))
     seconds = attack.delay(rng, took)
     if seconds > 0:
         sleep(seconds)

@@ -1,4 +1,4 @@
-"""What a reply says as one vector, whatever it holds: where attacks act."""
+"""A reply as one vector, whatever its payload: where attacks act."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from flwr_byzasync.wire.keys import MODEL, PAYLOAD, VECTORS
 
 
 @dataclass(frozen=True)
-class Spoken:
+class PayloadVector:
     """A reply's floating arrays as a vector, and the way back.
 
     Parameters
     ----------
     arrays : mapping of str to Tensor
-        All that the reply holds.
+        Everything in the reply.
     layout : Layout
         Of its floating arrays.
     start : Tensor or None
-        Where a model began: its vector is the pseudo-gradient ``start − weights``. None if the
-        arrays are a vector themselves.
+        The point a model was trained from: its vector is the pseudo-gradient
+        ``start − weights``. None if the arrays are a vector themselves.
     """
 
     arrays: Mapping[str, Tensor]
@@ -32,43 +32,45 @@ class Spoken:
     start: Tensor | None
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Tensor], start: Mapping[str, Tensor] | None) -> "Spoken":
-        """Read a reply's arrays, given what `start_of` its query returned.
+    def of(
+        cls, arrays: Mapping[str, Tensor], start: Mapping[str, Tensor] | None
+    ) -> "PayloadVector":
+        """Return a reply's arrays as a vector; `start` is `base_model_of` its query.
 
         Raises
         ------
         ConfigError
-            If a model is not of the query's names and shapes.
+            If a model does not have the query's names and shapes.
         """
         layout = Layout.of({name: x for name, x in arrays.items() if x.is_floating_point()})
         if start is None:
             return cls(arrays, layout, None)
         shapes = {entry.name: entry.shape for entry in layout.entries}
-        asked = {name: tuple(x.shape) for name, x in start.items() if name in shapes}
-        if shapes != asked:
+        expected = {name: tuple(x.shape) for name, x in start.items() if name in shapes}
+        if shapes != expected:
             fix = "have the strategy ask for another payload, or attack replies that are models"
             raise ConfigError("reply", shapes, "arrays of the query's names and shapes", fix)
         return cls(arrays, layout, layout.flatten(start))
 
     @property
     def vector(self) -> Tensor:
-        """(d,) what the reply says."""
-        told = self.layout.flatten(self.arrays)
-        return told if self.start is None else self.start - told
+        """The reply as a (d,) vector."""
+        flat = self.layout.flatten(self.arrays)
+        return flat if self.start is None else self.start - flat
 
-    def saying(self, vector: Tensor) -> ArrayRecord:
-        """Return a record that says `vector` instead; integer arrays stay."""
-        told = vector if self.start is None else self.start - vector
-        return record_of({**self.arrays, **self.layout.unflatten(told)})
+    def with_vector(self, vector: Tensor) -> ArrayRecord:
+        """Return the reply's record with another vector; integer arrays stay."""
+        flat = vector if self.start is None else self.start - vector
+        return record_of({**self.arrays, **self.layout.unflatten(flat)})
 
 
-def start_of(
+def base_model_of(
     query: Message, arrayrecord_key: str = "arrays", configrecord_key: str = "config"
 ) -> Mapping[str, Tensor] | None:
-    """Return the arrays that a reply's weights start from; None if replies are vectors.
+    """Return the arrays that a reply's weights were trained from; None if replies are vectors.
 
-    What replies are is told by ``byz.payload`` of the query: "momentum" and "gradient" are
-    vectors; "model", or no such key, as in a deployment of FedAvg, are weights.
+    The query's ``byz.payload`` says which: "momentum" and "gradient" are vectors; "model", or no
+    such key, as in a deployment of FedAvg, are weights.
 
     Raises
     ------

@@ -19,8 +19,8 @@ def byz_fraction(byzantine_nodes: int, nodes: int) -> float:
     standard deviations, from the tenth reply of each node on. With f = 0 there is no margin, and
     it never exceeds half of the distance to 1/2.
 
-    It does not protect against liars that reply faster than others: `max_share` and `max_pace` of
-    `AsyncRobust` are.
+    It does not protect against liars that reply faster than others: `Capped` weights and
+    `Liveness(max_rate=...)` do.
 
     Parameters
     ----------

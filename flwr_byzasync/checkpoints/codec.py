@@ -1,16 +1,18 @@
 """Values <-> JSON and named tensors, by their declared types.
 
-A dataclass is taken field by field as it is declared, so that a field added to it is saved too,
-and a type that nobody thought of is refused in the first test that meets it.
+Dataclasses are encoded field by field as declared: a new field is saved without further code,
+and a type without a codec fails the first test that meets it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
+
+from flwr_byzasync.core.clock_time import ClockTime
 
 
 class MisfitError(ValueError):
@@ -18,17 +20,17 @@ class MisfitError(ValueError):
 
 
 def pack(value: Any, hint: Any, tensors: dict[str, Tensor]) -> Any:
-    """Turn a value into what JSON can hold; its tensors are put into `tensors`.
+    """Return a value as JSON can hold it; its tensors are put into `tensors`.
 
     Parameters
     ----------
     value : object
-        Of the type `hint`: bool, int, float, str, None, Tensor, an Enum, a dataclass of such, or
-        a union, tuple, list, frozenset or Mapping of such.
+        Of the type `hint`: bool, int, float, str, None, Tensor, an Enum, a dataclass of these,
+        or a union, tuple, list, frozenset or Mapping of these; annotated or not.
     hint : type
         As declared.
     tensors : dict
-        Filled: one entry for each tensor, and one for a tensor that is met again.
+        Filled: one entry for each tensor, however often it occurs.
 
     Raises
     ------
@@ -44,6 +46,7 @@ def pack(value: Any, hint: Any, tensors: dict[str, Tensor]) -> Any:
     >>> unpack([[3, [0.5, 1.0]]], Mapping[int, tuple[float, ...]], {})
     {3: (0.5, 1.0)}
     """
+    hint = _bare(hint)
     if hint is Tensor:
         return _store(_checked(value, Tensor), tensors)
     if _is(hint, Enum):
@@ -66,7 +69,7 @@ def pack(value: Any, hint: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(plain: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Turn back what `pack` made.
+    """Return the value that `pack` encoded.
 
     Parameters
     ----------
@@ -80,10 +83,11 @@ def unpack(plain: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     Raises
     ------
     MisfitError
-        If it is not what `pack` makes of that type: a field is missing, or one too many.
+        If it is no encoding of that type: for example, a field is missing or unknown.
     TypeError
         If the type has no codec.
     """
+    hint = _bare(hint)
     if hint is Tensor:
         if _checked(plain, str) not in tensors:
             raise MisfitError(f"the tensor {plain!r} is missing")
@@ -107,28 +111,57 @@ def unpack(plain: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     return _plain(plain, hint, lambda arm: unpack(plain, arm, tensors))
 
 
+def shift_clock(value: Any, hint: Any, seconds: float) -> Any:
+    """Return a value with every `ClockTime` in it shifted.
+
+    Parameters
+    ----------
+    value, hint
+        As for `pack`. Clock times are found in fields of dataclasses and values of mappings.
+    seconds : float
+        Added to each.
+
+    Examples
+    --------
+    >>> shift_clock({"a": 1.0}, Mapping[str, ClockTime], 2.5)
+    {'a': 3.5}
+    """
+    if hint == ClockTime:
+        return value + seconds
+    hint = _bare(hint)
+    if is_dataclass(hint):
+        timed = {k: h for k, h in types_of(hint).items() if _holds_clock_time(h)}
+        shifted = {k: shift_clock(getattr(value, k), h, seconds) for k, h in timed.items()}
+        return replace(value, **shifted) if shifted else value
+    if get_origin(hint) is Mapping and _holds_clock_time(hint):
+        return {k: shift_clock(item, get_args(hint)[1], seconds) for k, item in value.items()}
+    if _holds_clock_time(hint):
+        raise TypeError(f"flwr_byzasync.checkpoints.codec shifts no clock times in {hint}")
+    return value
+
+
 def types_of(cls: Any) -> dict[str, Any]:
-    """Return the declared type of every field of a dataclass."""
-    hints = get_type_hints(cls)
+    """Return the declared type of every field of a dataclass, annotations included."""
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
 def _plain(value: Any, hint: Any, through: Callable[[Any], Any]) -> Any:
-    """Return a number, a text or None as it is; of a union, what the first arm that fits gives."""
+    """Return a number, string or None as it is; for a union, the result of the first arm to fit."""
     if get_origin(hint) in (Union, UnionType):
         for arm in get_args(hint):
             try:
                 return through(arm)
             except MisfitError:
                 continue
-        raise MisfitError(f"{value!r} is no {hint}")
-    if hint is float and type(value) is int:  # a metric that somebody counted
+        raise MisfitError(f"{value!r} is not a {hint}")
+    if hint is float and type(value) is int:  # a metric that is a count
         return value
     if hint in (bool, int, float, str, NoneType):
         if hint is not bool and isinstance(value, bool):
-            raise MisfitError(f"{value!r} is no {hint.__name__}")
+            raise MisfitError(f"{value!r} is not a {hint.__name__}")
         return _checked(value, hint)
-    raise TypeError(f"flwr_byzasync.codec has no codec for {hint}: add one there")
+    raise TypeError(f"flwr_byzasync.checkpoints.codec has no codec for {hint}: add one there")
 
 
 def _store(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
@@ -142,14 +175,28 @@ def _store(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
 
 def _checked(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise MisfitError(f"{value!r} is no {kind.__name__}")
+        raise MisfitError(f"{value!r} is not a {kind.__name__}")
     return value
 
 
 def _pair(value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) != 2:
-        raise MisfitError(f"{value!r} is no pair")
+        raise MisfitError(f"{value!r} is not a pair")
     return value
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its annotations."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _holds_clock_time(hint: Any) -> bool:
+    """Whether a type is, or contains, a `ClockTime`."""
+    if hint == ClockTime:
+        return True
+    hint = _bare(hint)
+    inner = types_of(hint).values() if is_dataclass(hint) else get_args(hint)
+    return any(_holds_clock_time(each) for each in inner)
 
 
 def _is(hint: Any, kind: type) -> bool:

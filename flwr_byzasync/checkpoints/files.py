@@ -1,7 +1,7 @@
-"""Checkpoints as files: written as a whole or not at all, and refused by name when damaged.
+"""Checkpoint files: written atomically, and refused with a reason when damaged.
 
-A checkpoint is one safetensors file: tensors, and in its metadata the rest as JSON with a
-checksum of everything. Nothing in it is ever executed.
+A checkpoint is one safetensors file: tensors, one of them the rest as JSON, and a checksum of
+everything in its metadata. Nothing in it is ever executed.
 """
 
 import hashlib
@@ -24,52 +24,57 @@ from flwr_byzasync.errors import ConfigError
 
 try:
     import fcntl
-except ImportError:  # which is so on Windows
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 logger = getLogger("flwr")
 
-FORMAT, VERSION = "flwr_byzasync checkpoint", "4"
+FORMAT, VERSION = "flwr_byzasync checkpoint", "5"
 PATTERN = "checkpoint-*.safetensors"
 DOCUMENT = "document"
 """Name of the tensor whose bytes are the JSON; the state's own tensors have dots in theirs."""
 
 
 class DamagedError(ValueError):
-    """A file is no whole checkpoint of ours; the sentence says in what way."""
+    """A file is not a complete checkpoint of ours; the message says why."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where and how often a run is written down.
+    """Where checkpoints are written, how often, and whether to resume from them.
 
     Parameters
     ----------
     folder : str or Path
-        Absolute: an app's working directory is wherever the SuperLink was started. One run a
-        folder. Made if it is missing.
+        Absolute: an app's working directory is wherever the SuperLink was started. One folder
+        per run; created if it is missing.
     every_rounds : int or None, default 1
-        Rounds after which one is written, >= 1; None: not at the end of rounds.
+        Write one after this many rounds, >= 1; None: not at the end of rounds.
     every_seconds : float or None
-        Seconds after which one is written between two replies, in (0, inf); None: not by time.
+        Write one between two replies after this many seconds, in (0, inf); None: not by time.
     keep : int, default 3
-        How many of the last ones are kept, >= 1.
+        How many of the latest are kept, >= 1.
+    resume : bool, default False
+        Whether `start` resumes the run in the folder from its latest complete checkpoint; with
+        an empty folder it starts a new run. Model, rule and optimizer must be the same. False
+        refuses a folder that holds a run.
 
     Raises
     ------
     ConfigError
-        If a value is out of range, or neither rounds nor seconds are given.
+        If a value is out of range, or both rounds and seconds are None.
 
     Examples
     --------
-    >>> Checkpoints("/data/run1", every_rounds=None, every_seconds=600.0)
-    Checkpoints(folder='/data/run1', every_rounds=None, every_seconds=600.0, keep=3)
+    >>> Checkpoints("/data/run1", every_rounds=None, every_seconds=600.0).keep
+    3
     """
 
     folder: str | os.PathLike[str]
     every_rounds: int | None = 1
     every_seconds: float | None = None
     keep: int = 3
+    resume: bool = False
 
     def __post_init__(self) -> None:
         coerce_numbers(self)
@@ -87,14 +92,17 @@ class Checkpoints:
             legal = "an integer >= 1 where every_seconds is None"
             raise ConfigError("every_rounds", None, legal, "pass one of the two")
         check_integer("keep", self.keep, low=1, fix="pass for example keep=3")
+        if not isinstance(self.resume, bool):
+            fix = "pass True to resume the run in the folder"
+            raise ConfigError("resume", self.resume, "True or False", fix)
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises
         ------
         ConfigError
-            If it cannot be made or written to.
+            If it cannot be created or written to.
         """
         try:
             folder = Path(self.folder)
@@ -103,20 +111,20 @@ class Checkpoints:
             trial.write_bytes(b"")
             trial.unlink(missing_ok=True)
         except OSError as error:
-            legal = f"a folder that can be made and written to ({error.strerror})"
+            legal = f"a folder that can be created and written to ({error.strerror})"
             raise ConfigError("folder", str(self.folder), legal, "pass another path") from error
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Keep the folder for one run, and clear away what a killed one had half written.
+        """Lock the folder for one run, and remove files that a killed run left half written.
 
-        Where the system or the folder's file system has no locks of this kind, as over a network,
-        runs are not kept apart. A process that dies loses its claim.
+        Where the system or the file system has no such locks, as on some network drives, two
+        runs are not kept apart. The lock ends with its process.
 
         Raises
         ------
         ConfigError
-            If another run has the folder.
+            If another run has the lock.
         """
         folder = Path(self.folder)
         with _locked(folder):
@@ -126,7 +134,7 @@ class Checkpoints:
             yield
 
     def paths(self) -> list[Path]:
-        """Return the files that look like a checkpoint, newest first; they may be damaged."""
+        """Return the files named like a checkpoint, latest first; they may be damaged."""
         return [path for path in self._named() if path.is_file()]
 
     def _named(self) -> list[Path]:
@@ -134,17 +142,17 @@ class Checkpoints:
         return sorted(found, key=_number, reverse=True)
 
     def write(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-        """Write one more checkpoint, and remove those before the last `keep`.
+        """Write a checkpoint, and remove all but the latest `keep`.
 
         Returns
         -------
         Path
-            Where it is. Before this returns the file is on the disk, not only on its way.
+            The file, synced to disk.
 
         Raises
         ------
         OSError
-            If the disk is full or gone; those written before are untouched.
+            If the disk is full or gone; earlier checkpoints are untouched.
         """
         earlier, taken = self.paths(), self._named()
         number = _number(taken[0]) + 1 if taken else 1
@@ -155,23 +163,22 @@ class Checkpoints:
         return path
 
     def read(self) -> Iterator[tuple[Path, dict[str, Any], dict[str, Tensor]]]:
-        """Yield path, document and tensors of whole checkpoints, newest first.
+        """Yield path, document and tensors of complete checkpoints, latest first.
 
-        Others are named in the log, with what is wrong with them.
+        The log names the others, with a reason each.
         """
         for path in self._named():
             try:
-                if not path.is_file():  # to read from a pipe would wait for ever
-                    raise DamagedError("it is no whole safetensors file, nor any other file")
+                if not path.is_file():  # reading from a pipe would block for ever
+                    raise DamagedError("it is not a regular file")
                 yield path, *read_file(path)
             except DamagedError as error:
                 logger.warning("Checkpoint %s is not used: %s.", path.name, error)
 
 
 def write_file(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint under a temporary name, and give it its own once it is on the disk."""
-    # As a tensor: the metadata of a safetensors file may not grow beyond 100 MB, and a file
-    # that cannot be written is noticed when it is needed.
+    """Write a checkpoint under a temporary name, and rename it once it is on the disk."""
+    # As a tensor: safetensors limits metadata to 100 MB, and says so only when it is read.
     text = torch.frombuffer(bytearray(json.dumps(document).encode()), dtype=torch.uint8)
     stored = {**_apart(tensors), DOCUMENT: text}
     metadata = {"format": FORMAT, "version": VERSION, "sha256": _checksum(stored)}
@@ -180,31 +187,31 @@ def write_file(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         save_file(stored, temporary, metadata)
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
-        # Not every system opens folders: the file is whole and has its name all the same.
+        # Not every system can open folders: the file is complete and has its name anyway.
         with suppress(OSError):
             _sync(path.parent, os.O_RDONLY)
-    except SafetensorError as error:  # which is how the library reports a full disk
+    except SafetensorError as error:  # how the library reports a full disk
         raise OSError(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint back.
+    """Return the document and tensors of a checkpoint.
 
     Raises
     ------
     DamagedError
-        If it is cut short, changed, of another program, or of another version of the format.
+        If it is truncated, changed, from another program, or of another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_origin(metadata)
-            # Clones: what the library returns may be the file itself, mapped.
+            # Clones: the library may return the memory-mapped file itself.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DamagedError(f"it is no whole safetensors file ({error})") from error
+        raise DamagedError(f"it is not a complete safetensors file ({error})") from error
     if metadata.get("sha256") != _checksum(tensors) or DOCUMENT not in tensors:
         raise DamagedError("its content does not match its checksum")
     document: dict[str, Any] = json.loads(tensors.pop(DOCUMENT).numpy().tobytes())
@@ -212,7 +219,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the host of which no two share memory, copied only where they do."""
+    """Return tensors on the host, no two sharing memory; copied only where they do."""
     seen: set[int] = set()
     stored = {}
     for name, tensor in tensors.items():
@@ -228,7 +235,7 @@ def _check_origin(metadata: Mapping[str, str]) -> None:
         raise DamagedError("it was not written by flwr_byzasync")
     if metadata.get("version") != VERSION:
         found = metadata.get("version")
-        raise DamagedError(f"its format is version {found}, and this release reads {VERSION}")
+        raise DamagedError(f"its format version is {found}, and this release reads {VERSION}")
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -262,7 +269,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text is an absolute path that a system could have."""
+    """Whether a string is an absolute path that a file system could have."""
     try:
         return b"\0" not in os.fsencode(text) and Path(text).is_absolute()
     except UnicodeEncodeError:
@@ -275,7 +282,7 @@ def _number(path: Path) -> int:
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Have a file, or the names in a folder, written to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""All of a run as a document and tensors, and back: what a checkpoint holds.
+"""A whole run as a document and tensors, and back: the content of a checkpoint.
 
-What a rule keeps up to date is not in it: it follows from rows and counts.
+What an incremental rule keeps is not in it: it follows from rows and weights.
 """
 
 from collections.abc import Mapping
@@ -9,66 +9,62 @@ from typing import Any
 
 from torch import Tensor
 
-from flwr_byzasync.checkpoints.codec import MisfitError, pack, types_of, unpack
-from flwr_byzasync.core.pending_evaluations import Question, Questions
-from flwr_byzasync.core.state import Node, Sent, ServerState, Tables
-from flwr_byzasync.core.statistics import Mark
+from flwr_byzasync.checkpoints.codec import MisfitError, pack, shift_clock, types_of, unpack
+from flwr_byzasync.core.pending_evaluations import PendingEvaluations
+from flwr_byzasync.core.state import ServerState, Tables
+from flwr_byzasync.core.statistics import RoundStart
 from flwr_byzasync.errors import ConfigError
 
 SETTINGS = frozenset({"layout", "optimizer", "policy"})
 """Fields of `ServerState` that whoever resumes passes again. `tables` are saved by `_rows_of`."""
-CLOCK: Mapping[type, tuple[str, ...]] = {
-    Node: ("due",), Sent: ("sent_at",), Mark: ("at",), Question: ("since",), Questions: ("looked",)
-}  # fmt: skip
-"""Fields that are seconds of a clock: another process's clock shows others."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is, beside the server's state.
+    """Where a run is, besides the server's state.
 
     Parameters
     ----------
     now : float
-        What the clock showed.
+        The clock when the position was taken.
     elapsed : float
         Seconds since the run began, in all its processes.
     server_round, size : int
-        The round being played, and accepted replies in a round.
-    mark : Mark
-        What had been reached when that round began.
+        The current round, and accepted replies in a round.
+    round_start : RoundStart
+        When that round began.
     connected : tuple of int
-        Nodes that were connected.
+        The connected nodes.
     history : str
-        Metrics of all rounds, a line of JSON each: of a long run they are many, and one text is
-        written down as quickly as it is long.
-    questions : Questions
+        Metrics of all rounds, one JSON entry each and one text in all: a long run has many, and
+        a single string is written fastest.
+    evaluations : PendingEvaluations
         Evaluations by nodes that are under way.
     run_id : int
-        Flower's id of the `flwr run`: no other one is answered its messages.
+        Flower's id of the `flwr run`: no other run can pull its replies.
     """
 
     now: float
     elapsed: float
     server_round: int
     size: int
-    mark: Mark
+    round_start: RoundStart
     connected: tuple[int, ...] = ()
     history: str = ""
-    questions: Questions = field(default_factory=Questions)
+    evaluations: PendingEvaluations = field(default_factory=PendingEvaluations)
     run_id: int = 0
 
 
 def dump(
-    state: ServerState, position: Position, identity: Mapping[str, str]
+    state: ServerState, position: Position, fingerprint: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return all of a run as a document for JSON, and tensors by name.
+    """Return a whole run as a document for JSON, and tensors by name.
 
     The tensors are not copied: write them before the next reply.
     """
     tensors: dict[str, Tensor] = {}
     document = {
-        "identity": dict(identity),
+        "fingerprint": dict(fingerprint),
         "position": pack(position, Position, tensors),
         "state": {k: pack(getattr(state, k), h, tensors) for k, h in _saved_types(state).items()},
         "tables": {name: _rows_of(state, name, tensors) for name in types_of(Tables)},
@@ -79,39 +75,40 @@ def dump(
 def load(
     document: Mapping[str, Any], tensors: Mapping[str, Tensor], fresh: ServerState, now: float
 ) -> tuple[ServerState, Position]:
-    """Return state and position as they were, with the times of this process's clock.
+    """Return the state and position of a document, on this process's clock.
 
     Parameters
     ----------
     document, tensors
-        As `dump` made them.
+        From `dump`.
     fresh : ServerState
-        As `state.begin` makes it, of the same model, rule and optimizer; its tables are filled.
+        From `initial_state`, of the same model, rule and optimizer; its tables are filled.
     now : float
-        What this process's clock shows.
+        This process's clock.
 
     Raises
     ------
     MisfitError
-        If the document is of another version of this package.
+        If the document was written by another version of this package.
     """
     placed = {name: tensor.to(fresh.iterates.x.device) for name, tensor in tensors.items()}
     types = _saved_types(fresh)
-    given, rows, plain = (document.get(key) for key in ("state", "tables", "position"))
-    if not isinstance(given, dict) or given.keys() != types.keys():
+    saved, rows, plain = (document.get(key) for key in ("state", "tables", "position"))
+    if not isinstance(saved, dict) or saved.keys() != types.keys():
         raise MisfitError("the fields of ServerState differ")
-    values = {name: unpack(given[name], types[name], placed) for name in types}
+    values = {name: unpack(saved[name], types[name], placed) for name in types}
     position: Position = unpack(plain, Position, placed)
     shift = now - position.now
-    # In a world that was copied the clock shows the same, and x + 0.0 keeps every bit.
-    state = replace(fresh, **{name: moved(value, shift) for name, value in values.items()})
+    # In a copied simulation the clock has not moved, and x + 0.0 keeps every bit.
+    shifted = {name: shift_clock(value, types[name], shift) for name, value in values.items()}
+    state = replace(fresh, **shifted)
     _fill(state, rows, placed)
-    return state, moved(replace(position, now=now), shift)
+    return state, shift_clock(replace(position, now=now), Position, shift)
 
 
-def identity_of(state: ServerState, aggregator: object) -> dict[str, str]:
-    """Return what must be the same when a run goes on, by the name of its argument."""
-    groups, reading = ("parameters", "buffers", "counters"), state.policy.reading
+def run_fingerprint(state: ServerState, aggregator: object) -> dict[str, str]:
+    """Return what must be the same when the run resumes, by the argument that sets it."""
+    groups = ("parameters", "buffers", "counters")
     entries = [
         f"{group} {entry.name} {entry.dtype} {tuple(entry.shape)}"
         for group in groups
@@ -121,12 +118,12 @@ def identity_of(state: ServerState, aggregator: object) -> dict[str, str]:
         "initial_arrays": "; ".join(entries),
         "aggregator": described(aggregator),
         "optimizer": described(state.optimizer),
-        **{f.name: described(getattr(reading, f.name)) for f in fields(reading)},
+        "payload": described(state.policy.payload),
     }
 
 
-def check_identity(saved: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
-    """Make sure that a run goes on with the model, rule and optimizer that it began with.
+def check_fingerprint(saved: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
+    """Make sure that a run resumes with the model, rule and optimizer that it began with.
 
     Raises
     ------
@@ -144,7 +141,8 @@ def check_identity(saved: Mapping[str, str], own: Mapping[str, str], source: str
 def described(thing: object) -> str:
     """Return a rule or optimizer with its settings, the same in every process.
 
-    Of an object that is no dataclass only its class is known, or its name if it is a function.
+    For an object that is not a dataclass this is its class alone, or its name if it is a
+    function.
     """
     if is_dataclass(thing) and not isinstance(thing, type):
         inside = [f"{f.name}={described(getattr(thing, f.name))}" for f in fields(thing)]
@@ -158,15 +156,14 @@ def described(thing: object) -> str:
 
 def _saved_types(state: ServerState) -> dict[str, Any]:
     types = {k: h for k, h in types_of(ServerState).items() if k not in SETTINGS | {"tables"}}
-    # An optimizer of a third party may keep more than ours do, in a class of its own.
+    # A third party's optimizer may keep more than ours, in a class of its own.
     return types | {"iterates": type(state.iterates)}
 
 
 def _rows_of(state: ServerState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     table = getattr(state.tables, name)
-    rows = pack(table.view().rows, Tensor, tensors)
     return {
-        "rows": rows,
+        "rows": pack(table.view().rows, Tensor, tensors),
         "counts": list(table.counts),
         "sent": list(table.sent),
         "step": table.step,
@@ -188,22 +185,7 @@ def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None
         table.fill(rows, counts, sent, unpack(saved["step"], int, {}))
 
 
-def moved(value: Any, shift: float) -> Any:
-    """Add to every time of a clock in a value."""
-    if isinstance(value, Mapping):
-        return {key: moved(item, shift) for key, item in value.items()}
-    if type(value) in CLOCK:
-        names = CLOCK[type(value)]
-        value = replace(value, **{name: getattr(value, name) + shift for name in names})
-    if isinstance(value, Questions):
-        return replace(value, asked=moved(value.asked, shift))
-    if isinstance(value, Position):
-        inside = {"mark": value.mark, "questions": value.questions}
-        return replace(value, **{name: moved(item, shift) for name, item in inside.items()})
-    return value
-
-
 def _difference(one: str, other: str) -> str:
-    """Return the parts of a description that another one has not: a model may be long."""
+    """Return the parts of a description that the other does not have: a model may be long."""
     parts = [part for part in one.split("; ") if part not in other.split("; ")]
     return "; ".join(parts[:3]) or "in another order"

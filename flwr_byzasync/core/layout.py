@@ -230,7 +230,7 @@ def buffer_names(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name in named]
 
 
-def has_norm(vector: Tensor) -> bool:
+def norm_within_limit(vector: Tensor) -> bool:
     """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
     # No comparison with NaN is true. The first pass is several times as fast in float32; where
     # squares leave it, it says infinity, and the second one decides.

@@ -1,55 +1,62 @@
-"""Whether enough nodes have replied for a step."""
+"""Whether enough nodes have replied for a step, and how many respond."""
 
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import Node, ServerState
 from flwr_byzasync.core.transitions import Status
 
 
-def quorum(state: ServerState) -> int:
+def quorum_size(state: ServerState) -> int:
     """Return the number of distinct nodes that must have replied before the first step.
 
-    One early liar must never steer alone: without `min_nodes` every founder is waited for that
-    is still there and has not failed to reply, and more than half of them in any case.
+    One early Byzantine node must never steer alone: unless `Quorum.nodes` says otherwise, the
+    first step waits for every initial node that is still connected and has not failed to reply,
+    and for a majority of them in any case.
     """
-    if state.policy.min_nodes is not None:
-        return state.policy.min_nodes
-    away = (Status.LOST, Status.SHUT)
-    awaited = [state.nodes[node_id] for node_id in state.awaited]
-    hoped_for = [
+    required = state.policy.quorum.nodes
+    if required is not None:
+        return required
+    away = (Status.LOST, Status.QUARANTINED)
+    pending = [state.nodes[node_id] for node_id in state.quorum_pending]
+    expected = [
         node
-        for node in awaited
+        for node in pending
         if node.row is not None or not (node.status in away or node.faults or node.silences)
     ]
-    return max(len(hoped_for), len(state.founders) // 2 + 1)
+    return max(len(expected), _majority(state))
 
 
 def may_step(state: ServerState) -> bool:
-    """Whether an accepted reply makes a step: `quorum` for the first one, then unless `paused`."""
-    if state.awaited:
-        return len(state.tables.parameters) >= quorum(state)
-    return not paused(state)
+    """Whether an accepted reply makes a step: after the quorum, unless `waits_for_nodes`."""
+    if state.quorum_pending:
+        return len(state.tables.parameters) >= quorum_size(state)
+    return not waits_for_nodes(state)
 
 
-def paused(state: ServerState) -> bool:
-    """Whether too few nodes answer, and the policy is to wait for more.
+def waits_for_nodes(state: ServerState) -> bool:
+    """Whether too few nodes respond, and the policy is to wait for more.
 
-    Too few are fewer than `min_nodes` or, without it, no more than half of the founders. During
-    a pause replies are taken in without a step, and a node that answers is not asked again:
-    nobody gains weight, and a round lasts until the pause is over.
+    Too few are fewer than `Quorum.nodes` or, without it, no more than half of the initial nodes.
+    Meanwhile replies are accepted without a step and responsive nodes are not queried: nobody
+    gains weight, and a round lasts until enough nodes respond.
     """
-    policy = state.policy
-    if policy.below_min_nodes == "continue" or state.awaited:
+    quorum = state.policy.quorum
+    if quorum.on_loss == "continue" or state.quorum_pending:
         return False
-    enough = policy.min_nodes or len(state.founders) // 2 + 1
-    return sum(answers(node, policy) for node in state.nodes.values()) < enough
+    enough = quorum.nodes or _majority(state)
+    return sum(is_responsive(node, state.policy) for node in state.nodes.values()) < enough
 
 
-def answers(node: Node, policy: Policy) -> bool:
-    """Whether a node has a row, is there, and has replied to what it was asked last."""
-    there = node.row is not None and node.status in (Status.IDLE, Status.ASKED)
-    return there and node.silences == 0 and node.faults < policy.shut_after
+def is_responsive(node: Node, policy: Policy) -> bool:
+    """Whether a node has a row, is connected, and has replied to its last query."""
+    connected = node.row is not None and node.status in (Status.IDLE, Status.QUERIED)
+    within_faults = node.faults < policy.liveness.max_consecutive_faults
+    return connected and node.silences == 0 and within_faults
 
 
-def all_shut(state: ServerState) -> bool:
-    """Whether every node is shut."""
-    return {node.status for node in state.nodes.values()} == {Status.SHUT}
+def all_quarantined(state: ServerState) -> bool:
+    """Whether every node is quarantined; False without any node."""
+    return {node.status for node in state.nodes.values()} == {Status.QUARANTINED}
+
+
+def _majority(state: ServerState) -> int:
+    return len(state.initial_nodes) // 2 + 1

@@ -3,7 +3,7 @@
 The one exception is the table of latest vectors, which an accepted reply overwrites row by row.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flwr_byzasync.aggregators import Aggregator, CoordinateWiseMedian
 from flwr_byzasync.aggregators.median import middle_values
+from flwr_byzasync.core.clock_time import ClockTime
 from flwr_byzasync.core.layout import Layout, ModelLayout
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.policy import Policy
@@ -33,15 +34,15 @@ class Update:
         The model's other arrays, flat; empty where the model has none.
     metrics : mapping of str to float or tuple of float
         Finite numbers that the node reported. They are shown, never used.
-    before : Tensor or None
-        (d,) the gradient at the node's last query, where it was asked for.
+    previous : Tensor or None
+        (d,) the gradient at the node's previous query, where one was requested.
     """
 
     vector: Tensor
     buffers: Tensor
     counters: Tensor
     metrics: Metrics = field(default_factory=dict)
-    before: Tensor | None = None
+    previous: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,46 +54,49 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Sent:
-    """One line of the book: a message that was sent and may still be answered.
+class InFlightQuery:
+    """A query that was sent and may still be answered.
 
     Parameters
     ----------
     node_id, query, step : int
-        Who was asked, the query's id, and the server steps before it.
+        The node queried, the query's id, and the server steps before it.
     sent_at : float
         Seconds of the clock.
     limit : float
         Seconds after which it counts as unanswered.
     overdue : bool
-        Whether it does.
-    held : float
-        Seconds by which `sent_at` was moved because the server did not listen.
+        Whether that limit has passed.
+    paused_for : float
+        Total pause credited to this message while the server was not polling: `sent_at` was
+        moved by as much.
     point : Tensor or None
-        (d,) the server's x of then, where the reply cannot be read without it; what was sent
-        but for rounding to the model's own dtypes.
-    before : bool
-        Whether the point of the node's last query was sent as well.
-    jump : Tensor or None
-        (d,) how far somebody has moved the server's x since, a wrapper for example: the point
-        counts as moved with it. None: nobody has.
+        (d,) the server's x when it was sent, where the payload needs it; before rounding to the
+        model's dtypes.
+    with_previous : bool
+        Whether the node's previous query point was sent as well.
+    model_shift : Tensor or None
+        (d,) how far something other than training, a wrapper for example, has moved the
+        server's x since: the point counts as moved with it. None: not at all.
     """
 
     node_id: int
     query: int
     step: int
-    sent_at: float
+    sent_at: ClockTime
     limit: float
     overdue: bool = False
-    held: float = 0.0
+    paused_for: float = 0.0
     point: Tensor | None = None
-    before: bool = False
-    jump: Tensor | None = None
+    with_previous: bool = False
+    model_shift: Tensor | None = None
 
     @property
-    def followed(self) -> Tensor | None:
-        """The point, moved as the server's x was by others than training."""
-        return self.point if self.point is None or self.jump is None else self.point + self.jump
+    def shifted_point(self) -> Tensor | None:
+        """The point, moved as far as something other than training has moved x."""
+        if self.point is None or self.model_shift is None:
+            return self.point
+        return self.point + self.model_shift
 
 
 @dataclass(frozen=True)
@@ -104,46 +108,61 @@ class Node:
     row : int or None
         Its row in the table, from its first accepted reply on unless it is dropped.
     status, due : Status, float
-        Every event: see `Status`; seconds of the clock before which it is not asked.
-    accepted, faults, silences, shuts : int
-        Every reply: accepted ones in all (the count s_i); faults, silences and times that it
-        was shut since the last accepted one.
+        Changed by every event: see `Status`; seconds of the clock before which it is not queried.
+    accepted, faults, silences, quarantines : int
+        Changed by every reply: accepted replies in all (the count s_i); faults, silences and
+        quarantines since the last accepted one.
     reply_times : tuple of float
-        Every accepted reply: seconds that the last ones took.
+        Changed by every accepted reply: seconds that the latest ones took.
     metrics : mapping of str to float or tuple of float
-        Every accepted reply: what it reported last.
-    begun : int
-        Every accepted reply: how many there were since its row began; `accepted`, unless the
-        row was dropped.
+        Changed by every accepted reply: what it reported.
+    replies_in_row : int
+        Changed by every accepted reply: how many there were since its row began; `accepted`,
+        unless the row was dropped.
     point : Tensor or None
-        (d,) every accepted reply: the query that it answered, where the next one says so too.
+        (d,) changed by every accepted reply: the query that it answered, where the next query
+        carries it.
     """
 
     row: int | None = None
     status: Status = Status.IDLE
-    due: float = 0.0
+    due: ClockTime = 0.0
     accepted: int = 0
     faults: int = 0
     silences: int = 0
-    shuts: int = 0
+    quarantines: int = 0
     reply_times: tuple[float, ...] = ()
     metrics: Metrics = field(default_factory=dict)
-    begun: int = 0
+    replies_in_row: int = 0
     point: Tensor | None = None
 
     @property
-    def before(self) -> Tensor | None:
-        """The point of its last query, if its row began there."""
+    def previous_point(self) -> Tensor | None:
+        """The point of its previous query, if its row began there."""
         return None if self.row is None else self.point
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Latest values of every node, by how they are aggregated."""
+    """The nodes' latest values, by how they are aggregated; row i of each is the same node's."""
 
     parameters: Table[object]
     buffers: Table[object]
     counters: Table[object]
+
+    def __iter__(self) -> Iterator[Table[object]]:
+        return iter((self.parameters, self.buffers, self.counters))
+
+    def replace(self, row: int, update: Update, count: int, sent: int, step: int) -> None:
+        """Write a node's reply into its row of every table: see `Table.replace`."""
+        self.parameters.replace(row, update.vector, count, sent, step)
+        self.buffers.replace(row, update.buffers, count, sent, step)
+        self.counters.replace(row, update.counters, count, sent, step)
+
+    def drop(self, row: int, step: int) -> None:
+        """Drop a row of every table; the rows after it move up."""
+        for table in self:
+            table.drop(row, step)
 
 
 @dataclass(frozen=True)
@@ -152,18 +171,19 @@ class ServerState:
 
     Parameters
     ----------
-    layout, optimizer, policy, founders
-        Set once: the model, the server's step, the policy, and the nodes of the start.
-    awaited
-        The founders that the first step waits for; empty once it is made.
+    layout, optimizer, policy, initial_nodes
+        Set once: the model, the server's step, the policy, and the nodes connected at the start.
+    quorum_pending
+        The initial nodes that the first step waits for; empty once it is made.
     tables
         Set once; overwritten in place by each accepted reply.
     iterates, buffers, counters
-        Every step: the optimizer's state and the model's other arrays, flat.
-    nodes, book, queries
-        Every event: nodes by id, messages in flight by message id, queries sent so far.
+        Changed by every step: the optimizer's state and the model's other arrays, flat.
+    nodes, in_flight, next_query_id
+        Changed by every event: nodes by id, unanswered queries by message id, queries so far.
     accepted, staleness, reasons
-        Every reply: accepted replies, the sum of their staleness, rejected ones by reason.
+        Changed by every reply: accepted replies, the sum of their staleness, rejected replies
+        by reason.
     """
 
     layout: ModelLayout
@@ -173,17 +193,17 @@ class ServerState:
     iterates: Iterates
     buffers: Tensor
     counters: Tensor
-    founders: frozenset[int] = frozenset()
-    awaited: frozenset[int] = frozenset()
+    initial_nodes: frozenset[int] = frozenset()
+    quorum_pending: frozenset[int] = frozenset()
     nodes: Mapping[int, Node] = field(default_factory=dict)
-    book: Mapping[str, Sent] = field(default_factory=dict)
-    queries: int = 0
+    in_flight: Mapping[str, InFlightQuery] = field(default_factory=dict)
+    next_query_id: int = 0
     accepted: int = 0
     staleness: int = 0
     reasons: Mapping[Reason, int] = field(default_factory=dict)
 
 
-def begin(
+def initial_state(
     tensors: Mapping[str, Tensor],
     buffers: Collection[str],
     aggregator: Aggregator,
@@ -199,7 +219,7 @@ def begin(
     tensors : mapping of str to Tensor
         The initial model.
     buffers : collection of str
-        Names in it that are no parameters.
+        Names in it that are not parameters.
     aggregator, optimizer, policy
         The rule for the parameters, the server's step, and when to make it.
     device : torch.device

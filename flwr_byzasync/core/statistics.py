@@ -1,9 +1,10 @@
-"""What a run tells about itself: a snapshot for programs and one line a round for people."""
+"""What a run says about itself: a snapshot for programs, and where a round began."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from flwr_byzasync.core.clock_time import ClockTime
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.state import ServerState
 from flwr_byzasync.errors import Reason
@@ -17,48 +18,48 @@ class Statistics:
     ----------
     replies : mapping of int to int
         Accepted replies by node id, in the order of joining: the counts s_i.
-    weights : mapping of int to float
-        Share of the weight that each node's row had in the last direction, in [0, 1]: that of
-        its replies where weights are counts without a cap. 0 without a row.
     reasons : mapping of Reason to int
-        Replies that were not used.
+        Rejected replies by reason.
     steps : int
         Server steps.
     mean_staleness : float
         Steps between sending a query and receiving its reply, averaged over accepted replies.
-    former : int
-        Accepted replies of nodes that a run no longer knew when it went on among other nodes.
-    gave_up : str
-        Why the run ended before its last round, as the log says; empty if it did not. An
-        `EarlyStop` is no giving up.
+    departed_replies : int
+        Accepted replies of nodes that were forgotten when the run resumed among other nodes.
+    weights : mapping of int to float
+        Share of the weight that each node's row had in the last direction, in [0, 1]; 0 without
+        a row.
+    stop_reason : str
+        Why the run ended before its last round, as in the log; empty if it did not, or an
+        `EarlyStop` ended it.
     """
 
     replies: Mapping[int, int] = field(default_factory=dict)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     steps: int = 0
     mean_staleness: float = 0.0
-    former: int = 0
+    departed_replies: int = 0
     weights: Mapping[int, float] = field(default_factory=dict)
-    gave_up: str = ""
+    stop_reason: str = ""
 
     @property
     def accepted(self) -> int:
         """Accepted replies of all nodes."""
-        return self.former + sum(self.replies.values())
+        return self.departed_replies + sum(self.replies.values())
 
     @property
     def rejected(self) -> int:
-        """Replies that were not used, for any reason."""
+        """Rejected replies, for any reason."""
         return sum(self.reasons.values())
 
     def share(self, node_ids: set[int]) -> float:
-        """Return the share of all accepted replies that some nodes made, in [0, 1]."""
+        """Return these nodes' share of all accepted replies, in [0, 1]."""
         held = sum(count for node_id, count in self.replies.items() if node_id in node_ids)
-        total = self.accepted - self.former
+        total = self.accepted - self.departed_replies
         return held / total if total else 0.0
 
 
-def statistics(state: ServerState, gave_up: str = "") -> Statistics:
+def statistics(state: ServerState, stop_reason: str = "") -> Statistics:
     """Return the snapshot of a state."""
     replies = {key: node.accepted for key, node in state.nodes.items()}
     return Statistics(
@@ -66,9 +67,9 @@ def statistics(state: ServerState, gave_up: str = "") -> Statistics:
         reasons=MappingProxyType(dict(state.reasons)),
         steps=state.iterates.step,
         mean_staleness=state.staleness / state.accepted if state.accepted else 0.0,
-        former=state.accepted - sum(replies.values()),
+        departed_replies=state.accepted - sum(replies.values()),
         weights=MappingProxyType(_shares(state)),
-        gave_up=gave_up,
+        stop_reason=stop_reason,
     )
 
 
@@ -84,15 +85,15 @@ def _weights(state: ServerState) -> dict[int, float]:
     return {key: weights[node.row] for key, node in state.nodes.items() if node.row is not None}
 
 
-def heard(state: ServerState) -> list[tuple[Metrics, float]]:
-    """Return what each node that has a row reported last, and what its row weighs."""
+def last_metrics(state: ServerState) -> list[tuple[Metrics, float]]:
+    """Return the latest metrics of each node that has a row, with the row's weight."""
     held = _weights(state)
     return [(state.nodes[node_id].metrics, weight) for node_id, weight in held.items()]
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What had been reached when a round began.
+class RoundStart:
+    """When a round began, and the totals at that time.
 
     Parameters
     ----------
@@ -102,11 +103,11 @@ class Mark:
         Accepted replies, and the sum of their staleness.
     """
 
-    at: float
+    at: ClockTime
     accepted: int = 0
     staleness: int = 0
 
 
-def mark(state: ServerState, now: float) -> Mark:
-    """Return what has been reached."""
-    return Mark(now, state.accepted, state.staleness)
+def round_start(state: ServerState, now: float) -> RoundStart:
+    """Return the start of a round that begins now."""
+    return RoundStart(now, state.accepted, state.staleness)

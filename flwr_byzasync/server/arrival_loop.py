@@ -1,6 +1,5 @@
-"""The arrival loop: ask whoever is due, take in what arrives, wait only when nothing does."""
+"""Arrival loop: query every node that is due, process replies as they arrive, sleep when idle."""
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from logging import getLogger
 
@@ -10,88 +9,86 @@ from flwr.serverapp import Grid
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync.core.events import (
     due_nodes,
-    on_all_shut,
+    on_all_quarantined,
     on_clock,
-    on_connected,
+    on_clock_paused,
     on_sent,
-    on_standstill,
     on_unsent,
 )
-from flwr_byzasync.core.quorum import all_shut, paused, quorum
+from flwr_byzasync.core.membership import on_connected
+from flwr_byzasync.core.quorum import quorum_size
 from flwr_byzasync.core.state import Rejected
+from flwr_byzasync.core.stopping import stop_reason
 from flwr_byzasync.errors import Reason
-from flwr_byzasync.server.endpoint import Session
-from flwr_byzasync.server.poller import Pulls
+from flwr_byzasync.server.endpoint import Endpoint
+from flwr_byzasync.server.poller import poller_of
 
 logger = getLogger("flwr")
 
-NOTICE = 1.0
-"""Seconds within which a signal is noticed, however seldom the network is looked at."""
-STANDSTILL = 60.0
-"""Seconds by which a wait must have been too long for everything to have stood still."""
+SIGNAL_POLL_SECONDS = 1.0
+"""Longest time that a signal waits, whatever the poll interval."""
+CLOCK_JUMP_SECONDS = 60.0
+"""A sleep that took this much longer than asked means that the machine was suspended."""
 
 
 class ArrivalLoop:
-    """Drives a session over a grid.
+    """Drives an endpoint over a grid.
 
     Messages are pushed and pulled one at a time. A grid may leave a refused message out of the
-    ids that it returns, so that positions mean nothing; one reply that cannot be inflated makes
-    a pull raise after the SuperLink has deleted all that it returned; one that is not uploaded
-    to its end makes a pull hang; and the metadata of a reply is the client's own text. The id
-    that was asked for is the only identity there is.
+    ids that it returns, so positions mean nothing; one reply that cannot be decompressed makes a
+    pull raise after the SuperLink has deleted everything that it returned; one whose upload
+    stalls makes a pull hang; and a reply's metadata is written by the client. The id that was
+    pulled is the only identity there is.
 
     Parameters
     ----------
-    session : Session
+    endpoint : Endpoint
         State and messages of the run.
     grid : Grid
-        Flower's network. Whatever its calls raise is survived: the exceptions differ between
-        releases, and none may end a run.
+        Flower's network. Its clock is used where it has one. Exceptions of its calls are logged
+        and survived: they differ between releases, and none may end a run.
     config : mapping
         The user's train config, sent with every query.
     timeout : float
         Longest time in seconds without an accepted reply, and before the first step.
-    sleep : callable
-        Waits some seconds.
     poll_interval : float
-        Seconds between two looks at the network when nothing arrived.
-    between : callable
-        Called after each reply and before each wait, when the state is whole: to write it down.
+        Seconds between two polls when nothing arrived.
+    on_idle : callable
+        Called after each reply and before each sleep, when the state is consistent.
     """
 
     def __init__(
         self,
-        session: Session,
+        endpoint: Endpoint,
         grid: Grid,
         config: Mapping[str, object],
         timeout: float,
-        sleep: Callable[[float], None],
         poll_interval: float,
-        between: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.session = session
+        self.endpoint = endpoint
         self.connected: tuple[int, ...] = ()
         self._grid, self._config, self._timeout = grid, config, timeout
-        self._clock, self._sleep, self._poll_interval = session.clock, sleep, poll_interval
-        self._between = between
-        self._pulls = pulls_of(grid)
+        self._clock, self._sleep = endpoint.clock, clock_of(grid)[1]
+        self._poll_interval, self._on_idle = poll_interval, on_idle
+        self._poller = poller_of(grid)
         self._round = 1
         self._network_fails = False
 
-    def wait_for_nodes(self, wanted: int) -> bool:
-        """Wait until `wanted` nodes are connected; False, and an error in the log, if in vain."""
-        said, deadline = -1, self._clock() + self._timeout
-        while len(self.look_who_is_there()) < wanted:
-            if said != len(self.connected):
-                said = len(self.connected)
-                logger.info("Waiting for nodes: %d of %d are connected.", said, wanted)
+    def wait_for_nodes(self, count: int) -> bool:
+        """Wait until `count` nodes are connected; return False and log an error after `timeout`."""
+        logged, deadline = -1, self._clock() + self._timeout
+        while len(self.refresh_nodes()) < count:
+            if logged != len(self.connected):
+                logged = len(self.connected)
+                logger.info("Waiting for nodes: %d of %d are connected.", logged, count)
             if self._clock() >= deadline:
-                self.session.gave_up = f"{said} of {wanted} nodes connected in time"
+                self.endpoint.stop_reason = f"{logged} of {count} nodes connected in time"
                 logger.error(
                     "Only %d of %d nodes connected within timeout=%g seconds: start more nodes, "
-                    "or pass a smaller min_available_nodes or min_nodes.",
-                    said,
-                    wanted,
+                    "or pass a smaller min_available_nodes or Quorum(nodes=...).",
+                    logged,
+                    count,
                     self._timeout,
                 )
                 return False
@@ -99,88 +96,69 @@ class ArrivalLoop:
         return True
 
     def wait_for_return(self, known: Collection[int], seconds: float) -> None:
-        """Wait some seconds for those of the known nodes that are not connected yet."""
+        """Wait up to some seconds for known nodes that have not reconnected yet."""
         deadline = self._clock() + seconds
         away = set(known).difference(self.connected)
         if away:
-            logger.info("Waiting %g seconds for %d nodes to come back.", seconds, len(away))
-        while away.difference(self.look_who_is_there()) and self._clock() < deadline:
+            logger.info("Waiting %g seconds for %d nodes to reconnect.", seconds, len(away))
+        while away.difference(self.refresh_nodes()) and self._clock() < deadline:
             self._sleep(min(1.0, 10 * self._poll_interval))
 
-    def play_round(self, server_round: int, target: int) -> bool:
-        """Take replies in until `target` are accepted in all.
+    def run_round(self, server_round: int, target: int) -> bool:
+        """Process replies until `target` are accepted in all.
 
         The first round lasts until the first step, however many replies that takes; so does the
-        one in which a run goes on among other nodes.
+        round in which a run resumes among other nodes.
 
         Returns
         -------
         bool
-            False, and an error in the log, if no reply was accepted for `timeout` seconds, no
-            step was made for that long, a step left the range of the model's numbers, or every
-            node is shut and nobody has replied yet or will be asked again in time.
+            False, with an error logged, if a step left the range of the model's numbers or there
+            is a `stop_reason`.
         """
-        session, self._round = self.session, server_round
+        endpoint, self._round = self.endpoint, server_round
         deadline = self._clock() + self._timeout
-        while session.state.accepted < target or session.state.awaited:
-            before = session.state.accepted
-            here = self.look_who_is_there()
-            session.state = on_clock(on_connected(session.state, here), self._clock())
-            self._ask_due()
-            arrived = self._take_in(target)
-            session.state = on_all_shut(session.state, self._clock())
-            if session.out_of_range:
-                self._log_end("a step left the range of the model's numbers and was taken back")
+        while endpoint.state.accepted < target or endpoint.state.quorum_pending:
+            before = endpoint.state.accepted
+            connected = self.refresh_nodes()
+            endpoint.state = on_clock(on_connected(endpoint.state, connected), self._clock())
+            self._dispatch_due()
+            arrived = self._collect_replies(target)
+            endpoint.state = on_all_quarantined(endpoint.state, self._clock())
+            if endpoint.out_of_range:
+                self._log_end("a step left the range of the model's numbers and was undone")
                 return False
-            if session.state.accepted > before and not session.state.awaited:
+            if endpoint.state.accepted > before and not endpoint.state.quorum_pending:
                 deadline = self._clock() + self._timeout
-            elif self._clock() >= deadline or self._nobody_comes_back(deadline):
-                self._log_end(self._what_is_missing())
+            elif why := stop_reason(endpoint.state, self._clock(), deadline, self._timeout):
+                self._log_end(why)
                 return False
             if not arrived:
-                deadline += self.rest()
+                deadline += self.poll_wait()
         return True
 
-    def rest(self) -> float:
-        """Wait as long as between two looks at the network, a signal's notice at most.
+    def poll_wait(self) -> float:
+        """Sleep for the poll interval, in parts short enough for signals.
 
         Returns
         -------
         float
-            Seconds that everything stood still meanwhile, as when a machine is suspended: no
-            node is late for that, and no time limit runs.
+            Seconds for which the machine was suspended meanwhile: no node is late for that, and
+            no time limit runs.
         """
         left, lost = self._poll_interval, 0.0
         while left > 0:
-            self._between()
-            pause, began = min(left, NOTICE), self._clock()
+            self._on_idle()
+            pause, began = min(left, SIGNAL_POLL_SECONDS), self._clock()
             self._sleep(pause)
             left, lost = left - pause, lost + (self._clock() - began - pause)
-        if lost < STANDSTILL:
+        if lost < CLOCK_JUMP_SECONDS:
             return 0.0
-        logger.warning("The run stood still for %.0f seconds: time limits are moved.", lost)
-        self.session.state = on_standstill(self.session.state, lost)
+        logger.warning("The run was suspended for %.0f seconds: time limits are extended.", lost)
+        self.endpoint.state = on_clock_paused(self.endpoint.state, lost)
         return lost
 
-    def _take_in(self, target: int) -> bool:
-        """Pull every message that may be answered; True if one was."""
-        session, arrived = self.session, False
-        self._pulls.begin_pass(session.state.book)
-        for message_id, line in list(session.state.book.items()):
-            for reply in self._pull(message_id, line.node_id)[:1]:
-                session.receive(message_id, reply)
-                arrived = True
-                # A run that goes on from here looks at its clock first: so does this one.
-                session.state = on_clock(session.state, self._clock())
-                # The node that replied is sent its next query before anything else happens.
-                self._ask_due()
-                self._between()
-            done = session.state.accepted >= target and not session.state.awaited
-            if done or session.out_of_range:
-                break
-        return arrived
-
-    def look_who_is_there(self) -> tuple[int, ...]:
+    def refresh_nodes(self) -> tuple[int, ...]:
         """Return the connected nodes; the last known ones while the network fails."""
         try:
             self.connected = tuple(self._grid.get_node_ids())
@@ -188,34 +166,52 @@ class ArrivalLoop:
             self._log_network(error)
         return self.connected
 
-    def _ask_due(self) -> None:
-        session = self.session
-        for node_id in due_nodes(session.state, self.connected, self._clock()):
-            query = session.state.queries
-            message = session.query(node_id, query, self._round, self._config)
+    def _collect_replies(self, target: int) -> bool:
+        """Pull every message in flight; return whether a reply arrived."""
+        endpoint, arrived = self.endpoint, False
+        self._poller.begin_pass(endpoint.state.in_flight)
+        for message_id, sent in list(endpoint.state.in_flight.items()):
+            for reply in self._pull(message_id, sent.node_id)[:1]:
+                endpoint.receive(message_id, reply)
+                arrived = True
+                # A run that resumes from here looks at its clock first: so does this one.
+                endpoint.state = on_clock(endpoint.state, self._clock())
+                # The node that replied gets its next query before anything else happens.
+                self._dispatch_due()
+                self._on_idle()
+            done = endpoint.state.accepted >= target and not endpoint.state.quorum_pending
+            if done or endpoint.out_of_range:
+                break
+        return arrived
+
+    def _dispatch_due(self) -> None:
+        endpoint = self.endpoint
+        for node_id in due_nodes(endpoint.state, self.connected, self._clock()):
+            query = endpoint.state.next_query_id
+            message = endpoint.query(node_id, query, self._round, self._config)
             try:
                 sent = [key for key in self._grid.push_messages([message]) if key]
             except Exception as error:
                 self._log_network(error)
                 sent = []
             now = self._clock()
-            if sent and sent[0] in session.state.book:
-                # An id that is given again: the message that had it in another run is gone.
-                session.settle(sent[0], Rejected(Reason.LOST))
+            if sent and sent[0] in endpoint.state.in_flight:
+                # The network reuses an id: the message that had it in another run is gone.
+                endpoint.apply(sent[0], Rejected(Reason.LOST))
             if sent:
-                session.state = on_sent(session.state, node_id, str(sent[0]), query, now)
+                endpoint.state = on_sent(endpoint.state, node_id, str(sent[0]), query, now)
             else:
-                session.state = on_unsent(session.state, node_id, now)
+                endpoint.state = on_unsent(endpoint.state, node_id, now)
 
     def _pull(self, message_id: str, node_id: int) -> list[Message]:
         """Pull the reply to one message, if it is there.
 
-        If the call raises, nothing is known: a passing fault of the network, or a reply that
-        cannot be taken apart. In the second case the next pull finds the message gone, or its
-        time limit passes.
+        If the call raises, it may be a passing fault of the network, or a reply that cannot be
+        decoded. In the second case the next pull finds the message gone, or its time limit
+        passes.
         """
         try:
-            replies = self._pulls.look(message_id, node_id)
+            replies = self._poller.poll(message_id, node_id)
         except Exception as error:
             self._log_network(error)
             return []
@@ -224,31 +220,15 @@ class ArrivalLoop:
         self._network_fails = False
         return replies
 
-    def _nobody_comes_back(self, deadline: float) -> bool:
-        """Whether every node is shut for longer than the run waits, or from the start on."""
-        state = self.session.state
-        if not all_shut(state):
-            return False
-        return state.accepted == 0 or min(node.due for node in state.nodes.values()) >= deadline
-
     def _log_network(self, error: Exception) -> None:
-        """Log that the network fails once, until a call has worked again."""
+        """Log a network failure once, until a call has worked again."""
         if not self._network_fails:
             self._network_fails = True
-            logger.warning("A call to the SuperLink failed (%s); trying on.", type(error).__name__)
-
-    def _what_is_missing(self) -> str:
-        state = self.session.state
-        if all_shut(state):
-            return "every connected node is shut after too many faults"
-        if state.awaited or not state.founders:
-            return f"the first step was not made within timeout={self._timeout:g} seconds"
-        held = ", and below_min_nodes='wait' waits for more nodes" if paused(state) else ""
-        return f"no reply was accepted for timeout={self._timeout:g} seconds{held}"
+            logger.warning("A call to the SuperLink failed (%s); retrying.", type(error).__name__)
 
     def _log_end(self, why: str) -> None:
-        session, state = self.session, self.session.state
-        session.gave_up = why
+        endpoint, state = self.endpoint, self.endpoint.state
+        endpoint.stop_reason = why
         logger.error(
             "The run ends in round %d with %d replies and %d steps: %s. %d nodes are connected, "
             "%d have replied, and the first step needs %d; rejected replies: %s%s.",
@@ -258,17 +238,7 @@ class ArrivalLoop:
             why,
             len(self.connected),
             sum(node.accepted > 0 for node in state.nodes.values()),
-            quorum(state),
+            quorum_size(state),
             {reason.name: count for reason, count in state.reasons.items()} or "none",
-            session.last_fault and f"; the last one: {session.last_fault}",
+            endpoint.last_fault and f"; the last one: {endpoint.last_fault}",
         )
-
-
-def pulls_of(grid: Grid) -> Pulls[Message]:
-    """Return what pulls replies off a grid, one message at a time."""
-
-    def replies(message_id: str) -> list[Message]:
-        return list(grid.pull_messages([message_id]))
-
-    # A grid with a clock of its own computes where it is called: nothing there can hang.
-    return Pulls(replies, threads=clock_of(grid)[0] is time.monotonic)

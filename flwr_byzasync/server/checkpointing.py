@@ -1,4 +1,4 @@
-"""Where a run is, and what is written down of it: to be gone on with after its death."""
+"""Where a run is, and its checkpoints: when to write one, and how to resume from one."""
 
 import json
 from collections.abc import Mapping
@@ -11,132 +11,133 @@ from flwr.serverapp.strategy import Result
 
 from flwr_byzasync.checkpoints.codec import MisfitError
 from flwr_byzasync.checkpoints.files import Checkpoints
-from flwr_byzasync.checkpoints.snapshot import Position, check_identity, dump, load
-from flwr_byzasync.core.events import on_standstill
+from flwr_byzasync.checkpoints.snapshot import Position, check_fingerprint, dump, load
+from flwr_byzasync.core.events import on_clock_paused
+from flwr_byzasync.core.pending_evaluations import on_other_run
 from flwr_byzasync.core.state import Rejected
-from flwr_byzasync.core.statistics import mark
+from flwr_byzasync.core.statistics import round_start
 from flwr_byzasync.errors import ConfigError, Reason
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 
 logger = getLogger("flwr")
 
 
-class Logbook:
+class CheckpointManager:
     """The position of one run, its metrics, and its checkpoints.
 
     Parameters
     ----------
-    session : Session
+    endpoint : Endpoint
         At the initial model.
     result : Result
-        Filled as metrics are told.
+        Filled with metrics as they are recorded.
     checkpoints : Checkpoints or None
-        Where the run is written down; None: nowhere.
-    identity : mapping of str to str
-        What must be the same when the run goes on.
+        Where checkpoints are written; None: nowhere.
+    fingerprint : mapping of str to str
+        What must be the same when the run resumes.
     run_id : int
         Flower's id of this `flwr run`.
     """
 
     def __init__(
         self,
-        session: Session,
+        endpoint: Endpoint,
         result: Result,
         checkpoints: Checkpoints | None,
-        identity: Mapping[str, str],
+        fingerprint: Mapping[str, str],
         run_id: int,
     ) -> None:
-        self._session, self._result, self.checkpoints = session, result, checkpoints
-        self._identity, self._run_id = identity, run_id
-        now = session.clock()
-        self.position = Position(now, 0.0, 1, 0, mark(session.state, now), run_id=run_id)
+        self._endpoint, self._result, self.checkpoints = endpoint, result, checkpoints
+        self._fingerprint, self._run_id = fingerprint, run_id
+        now = endpoint.clock()
+        start = round_start(endpoint.state, now)
+        self.position = Position(now, 0.0, 1, 0, start, run_id=run_id)
         self._began = self._written = now
         self._history: list[str] = []
-        self._saved = self._reached
+        self._saved = self._progress
 
     def elapsed_at(self, now: float) -> float:
         """Return the seconds since the run began, in all its processes."""
         return now - self._began
 
-    def note(self, **changes: Any) -> None:
-        """Change the position."""
+    def update_position(self, **changes: Any) -> None:
+        """Change fields of the position."""
         self.position = replace(self.position, **changes)
 
-    def begin(self) -> None:
-        """Have the time to the next checkpoint begin now."""
-        self._written = self._session.clock()
+    def reset_timer(self) -> None:
+        """Count the seconds to the next checkpoint from now."""
+        self._written = self._endpoint.clock()
 
-    def tell(self, where: str, server_round: int, metrics: MetricRecord) -> None:
-        """Put metrics into the result's field of that name, and into the history."""
-        getattr(self._result, where)[server_round] = metrics
+    def record_metrics(self, kind: str, server_round: int, metrics: MetricRecord) -> None:
+        """Store metrics in the result's field of that name, and in the history."""
+        getattr(self._result, kind)[server_round] = metrics
         if self.checkpoints is not None:
-            self._history.append(json.dumps([where, server_round, dict(metrics)]) + "\n")
+            self._history.append(json.dumps([kind, server_round, dict(metrics)]) + "\n")
 
     # --- reading ------------------------------------------------------------------------------
 
-    def recover(self, resume: bool) -> None:
-        """Go on from the newest whole checkpoint if asked to, and if there is one.
+    def recover(self) -> None:
+        """Resume from the latest complete checkpoint, if asked to and if there is one.
 
         Raises
         ------
         ConfigError
-            If the run in the folder is of another model, rule or optimizer, none of its
-            checkpoints is whole, or there are some and `resume` is False.
+            If the run in the folder has another model, rule or optimizer, none of its
+            checkpoints is complete, or there are some and `resume` is False.
         """
         if self.checkpoints is None:
             return
         found = self.checkpoints.paths()
-        if found and not resume:
-            legal = f"True where the folder holds a run: {found[0]} is there"
-            fix = "pass resume=True to go on with it, or another folder to begin anew"
-            raise ConfigError("resume", resume, legal, fix)
+        if found and not self.checkpoints.resume:
+            legal = f"True where the folder holds a run: {found[0]} exists"
+            fix = "pass Checkpoints(..., resume=True) to resume it, or another folder to begin anew"
+            raise ConfigError("resume", False, legal, fix)
         for path, document, tensors in self.checkpoints.read():
-            check_identity(document.get("identity", {}), self._identity, path.name)
+            check_fingerprint(document.get("fingerprint", {}), self._fingerprint, path.name)
             try:
-                self._take_over(document, tensors)
+                self._restore(document, tensors)
             except MisfitError as error:
                 logger.warning("Checkpoint %s is not used: %s.", path.name, error)
                 continue
-            position = self.position
             logger.info(
-                "Going on from %s: round %d, %d replies, after %.0f seconds.",
+                "Resuming from %s: round %d, %d replies, after %.0f seconds.",
                 path.name,
-                position.server_round,
-                self._session.state.accepted,
-                position.elapsed,
+                self.position.server_round,
+                self._endpoint.state.accepted,
+                self.position.elapsed,
             )
             return
         if found:
-            legal = "a folder with a whole checkpoint: the log says what is wrong with each"
-            fix = "bring one back from a copy, or begin a new run in another folder"
+            legal = "a folder with a complete checkpoint: the log says what is wrong with each"
+            fix = "restore one from a copy, or begin a new run in another folder"
             raise ConfigError("folder", str(self.checkpoints.folder), legal, fix)
-        self._state_can_be_written()
+        self._check_writable()
 
-    def _take_over(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        session, now = self._session, self._session.clock()
-        session.state, self.position = load(document, tensors, session.state, now)
+    def _restore(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        endpoint, now = self._endpoint, self._endpoint.clock()
+        endpoint.state, self.position = load(document, tensors, endpoint.state, now)
         self._began = now - self.position.elapsed
         if self.position.run_id != self._run_id:
-            # A SuperLink refuses to be asked for another run's messages, where it still has
-            # them, with an error that looks like a fault of the network.
-            for message_id in list(session.state.book):
-                session.settle(message_id, Rejected(Reason.LOST))
-            questions = replace(self.position.questions, asked={})
-            self.note(run_id=self._run_id, questions=questions)
-        self._result.arrays = session.arrays()
+            # A SuperLink refuses to return another run's messages, with an error that looks like
+            # a fault of the network.
+            for message_id in list(endpoint.state.in_flight):
+                endpoint.apply(message_id, Rejected(Reason.LOST))
+            evaluations = on_other_run(self.position.evaluations)
+            self.update_position(run_id=self._run_id, evaluations=evaluations)
+        self._result.arrays = endpoint.arrays()
         self._history = self.position.history.splitlines(keepends=True)
-        lines = [json.loads(line) for line in self._history]
-        for where, server_round, metrics in sorted(lines, key=lambda line: line[1]):
-            getattr(self._result, where)[server_round] = MetricRecord(metrics)
-        self._saved = self._reached
+        entries = [json.loads(entry) for entry in self._history]
+        for kind, server_round, metrics in sorted(entries, key=lambda entry: entry[1]):
+            getattr(self._result, kind)[server_round] = MetricRecord(metrics)
+        self._saved = self._progress
 
     # --- writing ------------------------------------------------------------------------------
 
     @property
-    def late(self) -> bool:
-        """Whether it is time to write between two replies."""
+    def checkpoint_due(self) -> bool:
+        """Whether it is time to write one between two replies."""
         every = None if self.checkpoints is None else self.checkpoints.every_seconds
-        return every is not None and self._session.clock() - self._written >= every
+        return every is not None and self._endpoint.clock() - self._written >= every
 
     def due_after(self, server_round: int) -> bool:
         """Whether one is to be written after a round."""
@@ -144,46 +145,44 @@ class Logbook:
         return every is not None and server_round % every == 0
 
     @property
-    def behind(self) -> bool:
+    def has_unsaved(self) -> bool:
         """Whether replies or rounds would be lost if the process died now."""
-        return self._saved != self._reached
+        return self._saved != self._progress
 
     def write(self) -> None:
-        """Write a checkpoint, unless there are none or the state is not worth one.
+        """Write a checkpoint, if there is a folder for it.
 
-        Rows that lead out of the range of numbers would do so again, and a state that is torn is
-        none: the checkpoints before are worth more.
+        Skipped after an overflow or in an inconsistent state: the previous checkpoint is safer.
         """
-        session = self._session
-        if self.checkpoints is None or session.out_of_range or session.torn:
+        endpoint = self._endpoint
+        if self.checkpoints is None or endpoint.out_of_range or endpoint.inconsistent:
             return
-        began = self._written = session.clock()
+        began = self._written = endpoint.clock()
         try:
             path = self.checkpoints.write(*self._document())
         except (OSError, MisfitError) as error:
-            # A full disk costs checkpoints, not the run; so does what an optimizer of a third
-            # party has put where a number was.
-            logger.error(
-                "No checkpoint could be written to %s: %s.", self.checkpoints.folder, error
-            )
+            # A full disk, or a third party's optimizer that keeps something else where a number
+            # was, costs checkpoints but not the run.
+            folder = self.checkpoints.folder
+            logger.error("No checkpoint could be written to %s: %s.", folder, error)
         else:
-            self._saved = self._reached
-            logger.debug("Checkpoint %s is written.", path.name)
-        session.state = on_standstill(session.state, session.clock() - began)
+            self._saved = self._progress
+            logger.debug("Wrote checkpoint %s.", path.name)
+        endpoint.state = on_clock_paused(endpoint.state, endpoint.clock() - began)
 
     @property
-    def _reached(self) -> tuple[int, int]:
-        return self._session.state.accepted, self.position.server_round
+    def _progress(self) -> tuple[int, int]:
+        return self._endpoint.state.accepted, self.position.server_round
 
     def _document(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        now, history = self._session.clock(), "".join(self._history)
-        self.note(now=now, elapsed=self.elapsed_at(now), history=history)
-        return dump(self._session.state, self.position, self._identity)
+        now, history = self._endpoint.clock(), "".join(self._history)
+        self.update_position(now=now, elapsed=self.elapsed_at(now), history=history)
+        return dump(self._endpoint.state, self.position, self._fingerprint)
 
-    def _state_can_be_written(self) -> None:
+    def _check_writable(self) -> None:
         try:
             self._document()
         except TypeError as error:
             legal = f"one whose state is tensors and numbers in dataclasses ({error})"
             fix = "leave out checkpoints, or change it"
-            raise ConfigError("optimizer", self._identity["optimizer"], legal, fix) from error
+            raise ConfigError("optimizer", self._fingerprint["optimizer"], legal, fix) from error

@@ -1,4 +1,4 @@
-"""When a run ends before its last round because it has come far enough."""
+"""Ending a run before its last round, once it is good enough or has lasted long enough."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ from flwr_byzasync.errors import ConfigError
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Ends a run at the end of a round, by a metric that `evaluate_fn` returned or by time.
+    """Ends a run at the end of a round, by a metric of `evaluate_fn` or by time.
+
+    For ``AsyncRobust(callbacks=[EarlyStop(...)])``.
 
     Parameters
     ----------
     metric : str, optional
         Name of the metric, with `at_least` or `at_most`.
     at_least, at_most : float, optional
-        The run ends once the metric is there, in (−inf, inf). One of the two.
+        Threshold of the metric, in (−inf, inf). One of the two.
     seconds : float, optional
-        The run ends once it has lasted that long, in (0, inf), times before a checkpoint
-        included.
+        The run ends once it has lasted this long, in (0, inf), including the time before it was
+        resumed.
 
     Raises
     ------
@@ -41,23 +43,23 @@ class EarlyStop:
 
     def __post_init__(self) -> None:
         coerce_numbers(self)
-        sides = [side for side in (self.at_least, self.at_most) if side is not None]
+        thresholds = [each for each in (self.at_least, self.at_most) if each is not None]
         if self.metric is not None and not isinstance(self.metric, str):
             raise ConfigError("metric", self.metric, "a name or None", "pass for example 'loss'")
-        wanted = 0 if self.metric is None else 1
-        if len(sides) != wanted or (self.metric is None and self.seconds is None):
+        expected = 0 if self.metric is None else 1
+        if len(thresholds) != expected or (self.metric is None and self.seconds is None):
             legal = "a metric with at_least or at_most, or seconds"
             fix = "pass for example EarlyStop('accuracy', at_least=0.95)"
-            raise ConfigError("early_stop", self.metric, legal, fix)
-        for name, side in (("at_least", self.at_least), ("at_most", self.at_most)):
-            if side is not None:
-                check_number(name, side, fix=f"pass for example {name}=0.95")
+            raise ConfigError("metric", self.metric, legal, fix)
+        for name, value in (("at_least", self.at_least), ("at_most", self.at_most)):
+            if value is not None:
+                check_number(name, value, fix=f"pass for example {name}=0.95")
         if self.seconds is not None:
             fix = "pass for example seconds=3600.0"
             check_number("seconds", self.seconds, low=0, closed="neither", fix=fix)
 
-    def unanswered(self, metrics: Mapping[str, object]) -> str | None:
-        """Return what is the matter if these metrics do not have the one to stop by, or None."""
+    def missing(self, metrics: Mapping[str, object]) -> str | None:
+        """Return a warning if the metric to stop by is not among these, or None."""
         if self.metric is None or self._value(metrics) is not None:
             return None
         return (
@@ -85,6 +87,6 @@ class EarlyStop:
         return f"{self.metric} is {value:g}" if enough else None
 
     def _value(self, metrics: Mapping[str, object] | None) -> int | float | None:
-        """Return the metric to stop by, or None if it is not there or no number."""
+        """Return the metric to stop by, or None if it is missing or not a number."""
         value = None if metrics is None or self.metric is None else metrics.get(self.metric)
         return value if isinstance(value, int | float) else None

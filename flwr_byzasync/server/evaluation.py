@@ -1,9 +1,8 @@
-"""Federated evaluation: some nodes are asked how good the model is, while all go on training."""
+"""Federated evaluation: some nodes evaluate the model while all go on training."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from logging import getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -11,32 +10,39 @@ from flwr.serverapp import Grid
 
 from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
 from flwr_byzasync.core.metrics import Metrics
-from flwr_byzasync.core.pending_evaluations import Question, Questions
+from flwr_byzasync.core.pending_evaluations import (
+    EvaluationRequest,
+    PendingEvaluations,
+    busy_nodes,
+    candidates,
+    complete_rounds,
+    on_abandoned,
+    on_answer,
+    on_polled,
+    on_requested,
+    on_round_closed,
+)
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregated
-from flwr_byzasync.server.poller import Pulls
-from flwr_byzasync.wire.keys import ROUND, Wire
+from flwr_byzasync.server.metrics_aggregation import MetricsFn, aggregate_metrics
+from flwr_byzasync.server.poller import ReplyPoller
+from flwr_byzasync.wire.keys import ROUND, MessageFormat
 from flwr_byzasync.wire.replies import lost_on_the_way, metrics_of
 
 logger = getLogger("flwr")
 
-MOST_OWED = 2
-"""Answers that a node may owe and still be asked: a question waits behind the query that its node
-works on, so that the answer comes after the next round's end; beyond that a node is too slow."""
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Who is asked to evaluate, and what is made of the answers.
+    """Which nodes evaluate, and how their metrics are aggregated.
 
     Parameters
     ----------
     fraction : float
-        Share of the connected nodes in [0, 1]; 0 asks nobody.
-    least : int
-        Nodes that are asked at least, >= 0; nobody is if fewer are connected.
+        Share of the connected nodes in [0, 1]; with 0 nobody evaluates.
+    min_nodes : int
+        Nodes that evaluate at least, >= 0; with fewer connected nobody does.
     function : callable or None
-        See `aggregated`.
+        See `aggregate_metrics`.
 
     Raises
     ------
@@ -45,7 +51,7 @@ class EvaluationSettings:
     """
 
     fraction: float = 0.0
-    least: int = 2
+    min_nodes: int = 2
     function: MetricsFn | None = None
 
     def __post_init__(self) -> None:
@@ -53,18 +59,18 @@ class EvaluationSettings:
         fix = "pass for example fraction_evaluate=0.5, or 0.0 for no evaluation by nodes"
         check_number("fraction_evaluate", self.fraction, low=0, high=1, fix=fix)
         fix = "pass for example min_evaluate_nodes=2"
-        check_integer("min_evaluate_nodes", self.least, low=0, fix=fix)
+        check_integer("min_evaluate_nodes", self.min_nodes, low=0, fix=fix)
         if self.function is not None and not callable(self.function):
             legal, fix = "a function, or None for the weighted median", "leave it out"
             raise ConfigError("evaluate_metrics_aggr_fn", self.function, legal, fix)
 
-    def questions(
+    def requests(
         self,
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
         connected: Collection[int],
-        wire: Wire,
+        message_format: MessageFormat,
         busy: Collection[int] = (),
     ) -> list[Message]:
         """Return the messages of one round's evaluation, to nodes drawn by its number.
@@ -78,88 +84,88 @@ class EvaluationSettings:
         config : ConfigRecord
             The user's; copied.
         connected, busy : collection of int
-            Who is there, and who is not to be asked.
-        wire : Wire
-            How messages look.
+            The nodes to draw from, and those that are skipped if drawn.
+        message_format : MessageFormat
+            Names of the records.
         """
         here = list(connected)
-        count = max(int(len(here) * self.fraction), self.least)
+        count = max(int(len(here) * self.fraction), self.min_nodes)
         if not self.fraction or count > len(here):
             return []
         chosen = random.Random(server_round).sample(here, count)
         messages = []
         for node_id in chosen:
             if node_id not in busy:
-                content = RecordDict({wire.arrayrecord_key: arrays})
-                content[wire.configrecord_key] = ConfigRecord({**config, ROUND: server_round})
+                content = RecordDict({message_format.arrayrecord_key: arrays})
+                content[message_format.configrecord_key] = ConfigRecord(
+                    {**config, ROUND: server_round}
+                )
                 kind = MessageType.EVALUATE
                 messages.append(Message(content, dst_node_id=node_id, message_type=kind))
         return messages
 
-    def result(self, told: Iterable[Metrics | None]) -> MetricRecord | None:
-        """Return what some nodes told as one; None stands for one that told nothing.
+    def result(self, answers: Iterable[Metrics | None]) -> MetricRecord | None:
+        """Return the metrics of some nodes as one record; None stands for a node without any.
 
-        Every node counts once: what it says of its number of examples is not believed.
+        Every node counts once: its number of examples is a claim.
         """
-        heard = [(metrics, 1.0) for metrics in told if metrics is not None]
-        return aggregated(heard, self.function)
+        return aggregate_metrics(
+            [(each, 1.0) for each in answers if each is not None], self.function
+        )
 
 
 @dataclass
 class Evaluations:
-    """The evaluations of one run that are under way.
+    """Sends the evaluation requests of one run, and polls for the answers.
 
     Parameters
     ----------
     settings : EvaluationSettings
-        Who is asked.
+        Which nodes evaluate.
     grid : Grid
-        The network; whatever it raises is survived.
+        The network; exceptions of its calls are survived.
     config : ConfigRecord
-        Sent with each question.
-    wire : Wire
-        How messages look.
+        Sent with each request.
+    message_format : MessageFormat
+        Names of the records.
     clock : callable
         Seconds of a monotonic clock.
-    limit : float
-        Seconds after which nobody is waited for.
+    timeout : float
+        Seconds after which an answer is not waited for.
     report : callable
         ``(round, MetricRecord)``, called when a round's answers are complete.
-    pulls : Pulls
-        Of their own: one that hangs holds up no reply to a query.
-    every : float
-        Seconds between two looks at the answers.
-    questions : Questions
-        What is under way.
+    poller : ReplyPoller
+        Its own: a pull that hangs delays no reply to a query.
+    poll_interval : float
+        Seconds between two polls.
+    pending : PendingEvaluations
+        The evaluations under way.
     """
 
     settings: EvaluationSettings
     grid: Grid
     config: ConfigRecord
-    wire: Wire
+    message_format: MessageFormat
     clock: Callable[[], float]
-    limit: float
+    timeout: float
     report: Callable[[int, MetricRecord], None]
-    pulls: Pulls[Message]
-    every: float = 0.1
-    questions: Questions = field(default_factory=Questions)
+    poller: ReplyPoller[Message]
+    poll_interval: float = 0.1
+    pending: PendingEvaluations = field(default_factory=PendingEvaluations)
     _warned: bool = False
 
-    def begin(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
-        """Ask some nodes how good the model is after a round.
-
-        A node whose first answer was no metrics is not asked again: it has no evaluate function,
-        or lies, and then it costs nobody else a question.
-        """
-        under_way = self.questions
-        if server_round in under_way.heard:
-            return  # it was asked before the run was gone on with
-        owed = Counter(question.node_id for question in under_way.asked.values())
-        busy = [node_id for node_id, answers in owed.items() if answers >= MOST_OWED]
-        able = [node_id for node_id in connected if node_id not in under_way.unable]
-        asked = dict(under_way.asked)
-        for message in self.settings.questions(
-            server_round, arrays, self.config, able, self.wire, busy
+    def start(self, server_round: int, arrays: ArrayRecord, connected: Collection[int]) -> None:
+        """Ask some nodes to evaluate the model of a round, unless they were asked before."""
+        if server_round in self.pending.answers:
+            return  # before the run was resumed
+        requests = {}
+        for message in self.settings.requests(
+            server_round,
+            arrays,
+            self.config,
+            candidates(self.pending, connected),
+            self.message_format,
+            busy_nodes(self.pending),
         ):
             try:
                 sent = [key for key in self.grid.push_messages([message]) if key]
@@ -167,63 +173,48 @@ class Evaluations:
                 continue
             if sent:
                 node_id = message.metadata.dst_node_id
-                asked[str(sent[0])] = Question(server_round, node_id, self.clock())
-        if len(asked) > len(under_way.asked):
-            heard = {**under_way.heard, server_round: ()}
-            self.questions = replace(under_way, asked=asked, heard=heard)
+                requests[str(sent[0])] = EvaluationRequest(server_round, node_id, self.clock())
+        self.pending = on_requested(self.pending, server_round, requests)
 
-    def take_in(self, connected: Collection[int]) -> None:
-        """Take in the answers that are there; whoever left or is late is not waited for."""
-        if not self.under_way or self.clock() < self.questions.looked + self.every:
+    def poll(self, connected: Collection[int]) -> None:
+        """Apply the answers that have arrived; give up on nodes that are late or gone."""
+        if not self.in_progress or self.clock() < self.pending.polled_at + self.poll_interval:
             return
-        self.questions = replace(self.questions, looked=self.clock())
-        self.pulls.begin_pass(self.questions.asked)
-        for message_id, question in self.questions.asked.items():
+        self.pending = on_polled(self.pending, self.clock())
+        self.poller.begin_pass(self.pending.requests)
+        for message_id, request in self.pending.requests.items():
             try:
-                replies = self.pulls.look(message_id, question.node_id) or []
+                replies = self.poller.poll(message_id, request.node_id) or []
             except Exception:
                 replies = []
-            late = self.clock() - question.since > self.limit
-            if replies or late or question.node_id not in connected:
-                self._strike_out(message_id)
-            for reply in replies[:1]:
-                self._hear(question, reply)
-        waited_for = {question.server_round for question in self.questions.asked.values()}
-        for server_round in self.questions.heard:
-            if server_round not in waited_for:
-                self._close(server_round)
+            late = self.clock() - request.sent_at > self.timeout
+            if replies:
+                metrics, lost = metrics_of(replies[0]), lost_on_the_way(replies[0])
+                self.pending = on_answer(self.pending, message_id, metrics, lost)
+            elif late or request.node_id not in connected:
+                self.pending = on_abandoned(self.pending, message_id)
+        for server_round in complete_rounds(self.pending):
+            self._close(server_round)
 
     @property
-    def under_way(self) -> bool:
-        """Whether the answers about some round are not complete."""
-        return bool(self.questions.heard)
-
-    def _strike_out(self, message_id: str) -> None:
-        asked = {key: line for key, line in self.questions.asked.items() if key != message_id}
-        self.questions = replace(self.questions, asked=asked)
-
-    def _hear(self, question: Question, reply: Message) -> None:
-        questions, node_id, told = self.questions, question.node_id, metrics_of(reply)
-        if told is not None:
-            answers = (*questions.heard[question.server_round], told)
-            heard = {**questions.heard, question.server_round: answers}
-            self.questions = replace(questions, heard=heard, able=questions.able | {node_id})
-        elif node_id not in questions.able and not lost_on_the_way(reply):
-            self.questions = replace(questions, unable=questions.unable | {node_id})
+    def in_progress(self) -> bool:
+        """Whether the answers of some round are not complete."""
+        return bool(self.pending.answers)
 
     def _close(self, server_round: int) -> None:
-        questions = self.questions
-        told = questions.heard[server_round]
-        heard = {key: answers for key, answers in questions.heard.items() if key != server_round}
-        self.questions = replace(questions, heard=heard)
-        metrics, used = self.settings.result(told), len(told)
+        answers = self.pending.answers[server_round]
+        self.pending = on_round_closed(self.pending, server_round)
+        metrics = self.settings.result(answers)
         if metrics is not None:
-            logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, used, dict(metrics))
+            logger.info(
+                "[ROUND %d] evaluated by %d nodes: %s", server_round, len(answers), dict(metrics)
+            )
             self.report(server_round, metrics)
-        elif questions.unable and not questions.able and not self._warned:
+        elif self.pending.non_evaluators and not self.pending.evaluators and not self._warned:
             self._warned = True
             logger.warning(
-                "No node could evaluate the model in round %d: those asked are not asked again. "
-                "Register an evaluate function in the ClientApp, or pass fraction_evaluate=0.0.",
+                "No node could evaluate the model in round %d; the nodes asked are not asked "
+                "again. Register an evaluate function in the ClientApp, or pass "
+                "fraction_evaluate=0.0.",
                 server_round,
             )

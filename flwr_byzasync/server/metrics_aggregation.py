@@ -10,47 +10,47 @@ from flwr_byzasync.wire.keys import METRICS
 
 logger = getLogger("flwr")
 
-CLAIMED = "num-examples"
-"""What Flower weights metrics by, and leaves out of them. A node says it, so nothing is."""
+NUM_EXAMPLES = "num-examples"
+"""Flower weights metrics by it. It is a client's claim, so nothing here does."""
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
-def aggregated(
-    heard: Sequence[tuple[Metrics, float]], function: MetricsFn | None
+def aggregate_metrics(
+    reports: Sequence[tuple[Metrics, float]], function: MetricsFn | None
 ) -> MetricRecord | None:
     """Return the metrics of several nodes as one record.
 
     Parameters
     ----------
-    heard : sequence of (mapping, float)
+    reports : sequence of (mapping, float)
         Finite numbers that each node reported, and its weight.
     function : callable or None
-        As Flower's strategies take it, ``(records, "num-examples") -> MetricRecord``; None for
-        the weighted median, which fewer than half of the weight cannot move beyond the others.
+        As in Flower's strategies, ``(records, "num-examples") -> MetricRecord``; None for the
+        weighted median, which a minority of the weight cannot move beyond the others' values.
 
     Returns
     -------
     MetricRecord or None
-        None if nothing was reported, or the function raised or returned no MetricRecord, which
+        None if nothing was reported, or the function raised or returned something else, which
         is logged.
     """
-    heard = [(metrics, weight) for metrics, weight in heard if metrics or function is None]
-    if not heard:
+    reports = [(metrics, weight) for metrics, weight in reports if metrics or function is None]
+    if not reports:
         return None
     if function is None:
-        medians = median_metrics(heard)
-        medians.pop(CLAIMED, None)
+        medians = median_metrics(reports)
+        medians.pop(NUM_EXAMPLES, None)
         return MetricRecord(dict(medians)) if medians else None
-    contents = [RecordDict({METRICS: _record(metrics)}) for metrics, _ in heard]
+    contents = [RecordDict({METRICS: _record(metrics)}) for metrics, _ in reports]
     try:
-        metrics = function(contents, CLAIMED)
+        metrics = function(contents, NUM_EXAMPLES)
     except Exception as error:
-        # What a node leaves out may break the function: that must not end a run.
+        # A metric that one node leaves out may break the function: that must not end a run.
         logger.warning("The function that aggregates metrics raised %r.", error)
         return None
     if not isinstance(metrics, MetricRecord):
-        given = type(metrics).__name__
-        logger.warning("The function that aggregates metrics returned %s, no MetricRecord.", given)
+        kind = type(metrics).__name__
+        logger.warning("The function that aggregates metrics returned %s, no MetricRecord.", kind)
         return None
     return metrics
 
@@ -58,16 +58,16 @@ def aggregated(
 def mean_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Return the mean of each metric over the nodes that report it, each node counting once.
 
-    To be passed as `train_metrics_aggr_fn` or `evaluate_metrics_aggr_fn`. One liar moves it
+    For `train_metrics_aggr_fn` or `evaluate_metrics_aggr_fn`. One Byzantine node moves it
     anywhere.
     """
     del weighted_by_key
-    told: dict[str, list[float]] = {}
+    reported: dict[str, list[float]] = {}
     for content in contents:
         for name, value in content.metric_records[METRICS].items():
             if not isinstance(value, list):
-                told.setdefault(name, []).append(float(value))
-    return MetricRecord({name: sum(values) / len(values) for name, values in told.items()})
+                reported.setdefault(name, []).append(float(value))
+    return MetricRecord({name: sum(values) / len(values) for name, values in reported.items()})
 
 
 def _record(metrics: Metrics) -> MetricRecord:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM wait until a run has been written down."""
+"""SIGINT and SIGTERM wait until a checkpoint is written."""
 
 import signal
 import threading
@@ -12,12 +12,12 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Takes note of SIGINT and SIGTERM inside its block; who had them before gets them later.
+    """Holds SIGINT and SIGTERM back inside its block, for the previous handler to get them later.
 
-    Python lets only the main thread do so. Elsewhere, as in Flower's simulation, where the
-    ServerApp runs in a thread, nothing is caught, and the log says so. A second signal is not
-    kept waiting, and one that nobody looked at is handed on when the block ends. A signal that is
-    ignored stays ignored.
+    Python allows this in the main thread only. Elsewhere, as in Flower's simulation, where the
+    ServerApp runs in a thread, signals are not caught, and the log says so. A second signal does
+    not wait, and one that is still pending when the block ends is handed on then. Signals that
+    are ignored stay ignored.
 
     Examples
     --------
@@ -37,13 +37,13 @@ class Signals:
         self._previous: dict[int, Any] = {}
         self._noted: int | None = None
         self.pressing = False
-        """Whether a second one came while the first was waiting."""
+        """Whether a second signal arrived while the first was waiting."""
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
             logger.info(
                 "SIGINT and SIGTERM cannot be caught in this thread: "
-                "what ends this run loses the replies since its last checkpoint."
+                "a signal loses the replies since the last checkpoint."
             )
             return self
         for number in CAUGHT:
@@ -61,27 +61,27 @@ class Signals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self.pending:  # it came when nobody looked any more
+        if self.pending:  # it arrived after the last hand-over
             self.hand_on(last=True)
 
     @property
     def pending(self) -> bool:
-        """Whether one was sent and not handed on."""
+        """Whether a signal arrived and was not handed on."""
         return self._noted is not None
 
     def hand_on(self, last: bool = False) -> None:
-        """Let the previous handler have the signal that was noted, if there is one.
+        """Hand the pending signal, if there is one, to the previous handler.
 
         Parameters
         ----------
         last : bool, default False
-            Whether no later one is to be noted.
+            Whether later signals are no longer held back.
         """
         number, self._noted = self._noted, None
         if number is not None:
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
-            # Still here: the previous handler lets the run go on.
+            # The previous handler returned: the run goes on.
             if not last:
                 signal.signal(number, self._note)
 

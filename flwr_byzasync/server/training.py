@@ -1,263 +1,250 @@
-"""The rounds of one run: begun or gone on with, evaluated, logged and written down."""
+"""The rounds of one run: started or resumed, evaluated, logged and checkpointed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from logging import getLogger
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from flwr_byzasync.core.events import on_end, on_standstill, without_absent
-from flwr_byzasync.core.state import ServerState
-from flwr_byzasync.core.statistics import Mark, mark
+from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync.checkpoints.snapshot import run_fingerprint
+from flwr_byzasync.core.events import on_clock_paused, on_end
+from flwr_byzasync.core.membership import without_absent
+from flwr_byzasync.core.statistics import round_start
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.server.arrival_loop import ArrivalLoop
-from flwr_byzasync.server.checkpointing import Logbook
+from flwr_byzasync.server.checkpointing import CheckpointManager
 from flwr_byzasync.server.early_stopping import EarlyStop
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.server.evaluation import Evaluations
+from flwr_byzasync.server.poller import poller_of
+from flwr_byzasync.server.round_log import format_round
+from flwr_byzasync.server.run_plan import RunPlan
 from flwr_byzasync.server.signals import Signals
 
 logger = getLogger("flwr")
 
-RETURN_SECONDS = 120.0
-"""How long a run that goes on waits for all of its nodes once some are back: a SuperNode that was
-killed is refused by its SuperLink for a minute."""
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-RoundEndFn = Callable[[int, ArrayRecord, MetricRecord | None], None]
-
-
-@dataclass(frozen=True)
-class RoundEnd:
-    """What happens at the end of a round.
-
-    Parameters
-    ----------
-    aggregate : callable
-        ``round -> (model, what nodes reported)``.
-    evaluate_fn : callable or None
-        ``(round, arrays) -> MetricRecord or None``.
-    callback : callable or None
-        ``(round, arrays, metrics of evaluate_fn) -> None``.
-    early_stop : EarlyStop or None
-        Whether it was the last.
-    """
-
-    aggregate: Callable[[int], tuple[ArrayRecord, MetricRecord | None]]
-    evaluate_fn: EvaluateFn | None = None
-    callback: RoundEndFn | None = None
-    early_stop: EarlyStop | None = None
+RECONNECT_SECONDS = 120.0
+"""Seconds a resumed run waits for its remaining nodes after the first ones have reconnected: a
+SuperLink refuses a killed SuperNode for a minute."""
 
 
 class Training:
-    """Plays the rounds of one run.
+    """Runs the rounds of one plan.
 
     Parameters
     ----------
-    session : Session
-        At the initial model.
+    plan : RunPlan
+        What to do.
+    endpoint : Endpoint
+        At the initial model, or where the run was resumed.
+    grid : Grid
+        The network.
     result : Result
         Filled round by round.
-    num_rounds : int
-        Rounds of the whole run.
-    end : RoundEnd
-        What happens at the end of a round.
-    logbook : Logbook
-        Where the run is, and where that is written down.
+    manager : CheckpointManager
+        Where the run is, and its checkpoints.
     """
 
     def __init__(
         self,
-        session: Session,
+        plan: RunPlan,
+        endpoint: Endpoint,
+        grid: Grid,
         result: Result,
-        num_rounds: int,
-        end: RoundEnd,
-        logbook: Logbook,
+        manager: CheckpointManager,
     ) -> None:
-        self._session, self._result, self._num_rounds = session, result, num_rounds
-        self._end, self._logbook = end, logbook
-        self._signals, self._warned = Signals(), False
-        self._loop: ArrivalLoop | None = None
-        self._evaluations: Evaluations | None = None
+        self._plan, self._endpoint, self._result = plan, endpoint, result
+        self._manager, self._signals = manager, Signals()
+        self._warned: set[EarlyStop] = set()
+        self._loop = ArrivalLoop(
+            endpoint,
+            grid,
+            dict(plan.train_config),
+            plan.timeout,
+            plan.poll_interval,
+            self.on_idle,
+        )
+        self._evaluations = Evaluations(
+            plan.evaluation,
+            grid,
+            plan.evaluate_config,
+            endpoint.message_format,
+            endpoint.clock,
+            plan.reply_timeout,
+            self._on_evaluated,
+            poller_of(grid),
+            plan.poll_interval,
+            manager.position.evaluations,
+        )
 
-    def play(
-        self, loop: ArrivalLoop, evaluations: Evaluations, wanted: int, size: int | None
-    ) -> None:
-        """Play what is left of the run, with `size` accepted replies in a round.
-
-        Parameters
-        ----------
-        loop : ArrivalLoop
-            Over the session; it calls `between`.
-        evaluations : Evaluations
-            By nodes; they tell `on_evaluated`.
-        wanted : int
-            Nodes to wait for before anything is sent.
-        size : int or None
-            None: as many as nodes are connected at the start.
-        """
-        self._loop, self._evaluations, log = loop, evaluations, self._logbook
-        evaluations.questions = log.position.questions
-        fresh = log.position.size == 0
+    def run(self) -> None:
+        """Run all rounds that are left."""
+        plan, manager, fresh = self._plan, self._manager, self._manager.position.size == 0
         if fresh:
             self._evaluate(0)
-        over = log.position.server_round > self._num_rounds or self._far_enough()
+        over = manager.position.server_round > plan.num_rounds or self._should_stop()
         if not over:
-            if not self._gather(wanted):
+            if not self._wait_for_nodes():
                 return
-            log.note(size=size or log.position.size or len(loop.connected))
+            size = plan.updates_per_round or manager.position.size or len(self._loop.connected)
+            manager.update_position(size=size)
             if fresh:
-                log.note(mark=mark(self._session.state, self._session.clock()))
-            log.begin()
-        # Without checkpoints a signal is nobody's business here.
-        with self._signals if log.checkpoints else nullcontext(), self._nothing_lost():
+                self._begin_round(1)
+            manager.reset_timer()
+        # Without checkpoints signals are not handled at all.
+        with self._signals if manager.checkpoints else nullcontext(), self._checkpoint_on_error():
             while not over:
-                over = not self._play_round(loop) or log.position.server_round > self._num_rounds
-            if evaluations.under_way:
-                self._wait_for_evaluations(loop, evaluations)
+                over = not self._run_round() or manager.position.server_round > plan.num_rounds
+            if self._evaluations.in_progress:
+                self._wait_for_evaluations()
                 self._write()
 
-    def on_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
-        """Take note of what nodes found that a round's model is worth."""
-        told = self._result.evaluate_metrics_clientapp
-        self._logbook.tell("evaluate_metrics_clientapp", server_round, metrics)
-        # Flower shows them in this order, and a slow node's round may end after the next one.
-        for later in sorted(key for key in told if key > server_round):
-            told[later] = told.pop(later)
-
-    def between(self) -> None:
-        """Write the run down if it is time to, or a signal is waiting, which then goes on."""
-        if self._evaluations is not None and self._loop is not None:
-            self._evaluations.take_in(self._loop.connected)
-        if self._logbook.late or self._signals.pending:
+    def on_idle(self) -> None:
+        """Write a checkpoint if one is due or a signal is waiting, which is then handed on."""
+        self._evaluations.poll(self._loop.connected)
+        if self._manager.checkpoint_due or self._signals.pending:
             self._write()
         self._signals.hand_on()
 
-    def _play_round(self, loop: ArrivalLoop) -> bool:
-        """Play one round; False if it was the last one that there is to play."""
-        session, position = self._session, self._logbook.position
-        done = position.server_round
-        complete = loop.play_round(done, position.mark.accepted + position.size)
-        enough = complete and self._finish_round(loop, done)
+    def _run_round(self) -> bool:
+        """Run one round; return False if it was the last."""
+        endpoint, position = self._endpoint, self._manager.position
+        current = position.server_round
+        complete = self._loop.run_round(current, position.round_start.accepted + position.size)
+        stops = complete and self._finish_round(current)
         if not complete:
-            self._result.arrays = session.arrays()
-            session.state = on_end(session.state, session.clock())
-        if not complete or enough or done == self._num_rounds or self._logbook.due_after(done):
+            self._result.arrays = endpoint.arrays()
+            endpoint.state = on_end(endpoint.state, endpoint.clock())
+        last = not complete or stops or current == self._plan.num_rounds
+        if last or self._manager.due_after(current):
             self._write()
-        self.between()
-        return complete and not enough
+        self.on_idle()
+        return complete and not stops
 
-    def _finish_round(self, loop: ArrivalLoop, done: int) -> bool:
-        """Evaluate, tell and log a complete round; return whether it may be the last."""
-        session, position, end = self._session, self._logbook.position, self._end
-        with self._nobody_is_late():
-            self._result.arrays, metrics = end.aggregate(done)
+    def _finish_round(self, done: int) -> bool:
+        """Evaluate and log a complete round; return whether the run ends after it."""
+        endpoint, manager, plan = self._endpoint, self._manager, self._plan
+        with self._clock_paused():
+            self._result.arrays, metrics = plan.end_round(done)
         if metrics:
-            self._logbook.tell("train_metrics_clientapp", done, metrics)
+            manager.record_metrics("train_metrics_clientapp", done, metrics)
         central = self._evaluate(done)
-        if self._evaluations is not None:
-            self._evaluations.begin(done, self._result.arrays, loop.connected)
-        now = session.clock()
-        line = round_line(done, self._num_rounds, position.mark, session.state, central, now)
+        self._evaluations.start(done, self._result.arrays, self._loop.connected)
+        start, now = manager.position.round_start, endpoint.clock()
+        line = format_round(done, plan.num_rounds, start, endpoint.state, central, now)
         logger.info("%s", line)
-        if end.callback is not None:
-            with self._nobody_is_late():
-                end.callback(done, self._result.arrays, central)
-        self._logbook.note(server_round=done + 1, mark=mark(session.state, session.clock()))
-        return self._far_enough()
+        for callback in plan.round_end_fns:
+            with self._clock_paused():
+                callback(done, self._result.arrays, central)
+        self._begin_round(done + 1)
+        return self._should_stop()
 
-    def _far_enough(self) -> bool:
-        """Whether the last finished round was the last one; a run that goes on asks it again."""
-        stop, done = self._end.early_stop, self._logbook.position.server_round - 1
-        if stop is None or done == 0:
+    def _begin_round(self, server_round: int) -> None:
+        start = round_start(self._endpoint.state, self._endpoint.clock())
+        self._manager.update_position(server_round=server_round, round_start=start)
+
+    def _should_stop(self) -> bool:
+        """Whether the last finished round ends the run; a resumed run asks again."""
+        plan, position = self._plan, self._manager.position
+        done = position.server_round - 1
+        if done == 0:
             return False
-        elapsed = self._logbook.elapsed_at(self._logbook.position.mark.at)
-        enough = stop.reached(self._result.evaluate_metrics_serverapp.get(done), elapsed)
-        if enough:
-            logger.info("The run ends after round %d: %s.", done, enough)
-        return enough is not None
-
-    def _wait_for_evaluations(self, loop: ArrivalLoop, evaluations: Evaluations) -> None:
-        while evaluations.under_way:
-            loop.rest()
-            loop.look_who_is_there()
-            self.between()
-
-    def _gather(self, wanted: int) -> bool:
-        """Wait for nodes; where a run goes on among others, forget those that are not there.
-
-        If all that were connected are there again, it is the world that the run knew, and what
-        it knows of nodes that were away stays true as well.
-        """
-        loop, before = self._loop, set(self._logbook.position.connected)
-        assert loop is not None
-        if before and before <= set(loop.look_who_is_there()):
-            return True
-        if not loop.wait_for_nodes(wanted):
-            return False
-        if before & set(loop.connected):
-            # The nodes that the run knew come back, one by one as nodes do.
-            with self._nobody_is_late():
-                loop.wait_for_return(before, RETURN_SECONDS)
-        session, here = self._session, loop.connected
-        if session.state.nodes and not (before and before <= set(here)):
-            gone = len(session.state.nodes.keys() - set(here))
-            session.state = without_absent(session.state, here)
-            logger.info("%d nodes are not there any more: their rows are dropped.", gone)
-        return True
+        elapsed = self._manager.elapsed_at(position.round_start.at)
+        metrics = self._result.evaluate_metrics_serverapp.get(done)
+        reasons = [stop.reached(metrics, elapsed) for stop in plan.early_stops]
+        why = next((reason for reason in reasons if reason), None)
+        if why is None and plan.should_stop is not None and plan.should_stop(done, self._result):
+            why = "should_stop returned True"
+        if why is not None:
+            logger.info("The run ends after round %d: %s.", done, why)
+        return why is not None
 
     def _evaluate(self, server_round: int) -> MetricRecord | None:
-        if self._end.evaluate_fn is None:
+        if self._plan.evaluate_fn is None:
             return None
-        with self._nobody_is_late():
-            metrics = _checked(self._end.evaluate_fn(server_round, self._result.arrays))
+        with self._clock_paused():
+            metrics = _checked(self._plan.evaluate_fn(server_round, self._result.arrays))
         if metrics is not None:
-            self._logbook.tell("evaluate_metrics_serverapp", server_round, metrics)
-            self._tell_if_never_stopped_by(metrics)
+            self._manager.record_metrics("evaluate_metrics_serverapp", server_round, metrics)
+            self._warn_of_missing(metrics)
         return metrics
 
-    def _tell_if_never_stopped_by(self, metrics: MetricRecord) -> None:
-        """Warn once of metrics that `early_stop` cannot stop by: a wrong name stops nothing."""
-        stop = self._end.early_stop
-        matter = None if stop is None or self._warned else stop.unanswered(metrics)
-        if matter:
-            logger.warning("early_stop: %s.", matter)
-            self._warned = True
+    def _warn_of_missing(self, metrics: MetricRecord) -> None:
+        """Warn once per `EarlyStop` whose metric is missing: a misspelt name would stop nothing."""
+        for stop in self._plan.early_stops:
+            warning = None if stop in self._warned else stop.missing(metrics)
+            if warning:
+                logger.warning("EarlyStop: %s.", warning)
+                self._warned.add(stop)
+
+    def _on_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
+        """Record what nodes reported about a round's model."""
+        reported = self._result.evaluate_metrics_clientapp
+        self._manager.record_metrics("evaluate_metrics_clientapp", server_round, metrics)
+        # Flower shows them in this order, and a slow node's round may end after the next one.
+        for later in sorted(key for key in reported if key > server_round):
+            reported[later] = reported.pop(later)
+
+    def _wait_for_evaluations(self) -> None:
+        while self._evaluations.in_progress:
+            self._loop.poll_wait()
+            self._loop.refresh_nodes()
+            self.on_idle()
+
+    def _wait_for_nodes(self) -> bool:
+        """Wait for nodes; where a run resumes among others, forget those that are absent.
+
+        If every node that was connected is back, the federation is the one that the run knew,
+        and what it knows of nodes that were away still holds.
+        """
+        loop, known = self._loop, set(self._manager.position.connected)
+        if known and known <= set(loop.refresh_nodes()):
+            return True
+        if not loop.wait_for_nodes(self._plan.min_available_nodes):
+            return False
+        if known & set(loop.connected):
+            with self._clock_paused():
+                loop.wait_for_return(known, RECONNECT_SECONDS)
+        endpoint, connected = self._endpoint, loop.connected
+        if endpoint.state.nodes and not (known and known <= set(connected)):
+            absent = len(endpoint.state.nodes.keys() - set(connected))
+            endpoint.state = without_absent(endpoint.state, connected)
+            logger.info("%d nodes have not returned: their rows are dropped.", absent)
+        return True
 
     @contextmanager
-    def _nobody_is_late(self) -> Iterator[None]:
-        """Do something for as long as it takes: replies that come meanwhile are in time."""
-        session, began = self._session, self._session.clock()
+    def _clock_paused(self) -> Iterator[None]:
+        """Do something that may take long: no reply that arrives meanwhile is late."""
+        endpoint, began = self._endpoint, self._endpoint.clock()
         yield
-        session.state = on_standstill(session.state, session.clock() - began)
+        endpoint.state = on_clock_paused(endpoint.state, endpoint.clock() - began)
 
     @contextmanager
-    def _nothing_lost(self) -> Iterator[None]:
-        """Write down what an exception would lose: of `evaluate_fn`, or of a run that is stopped.
+    def _checkpoint_on_error(self) -> Iterator[None]:
+        """Write what an exception would lose: one of `evaluate_fn`, or of a run that is stopped.
 
         Not for a second signal: it is not kept waiting.
         """
         try:
             yield
         except BaseException:
-            if self._logbook.behind and not self._signals.pressing:
+            if self._manager.has_unsaved and not self._signals.pressing:
                 self._write()
             raise
 
     def _write(self) -> None:
-        connected = self._loop.connected if self._loop is not None else ()
-        if self._evaluations is not None:
-            self._logbook.note(questions=self._evaluations.questions)
-        self._logbook.note(connected=connected or self._logbook.position.connected)
-        self._logbook.write()
+        manager = self._manager
+        connected = self._loop.connected or manager.position.connected
+        manager.update_position(connected=connected, evaluations=self._evaluations.pending)
+        manager.write()
 
 
 def _checked(metrics: Any) -> MetricRecord | None:
-    """Return what `evaluate_fn` returned as a MetricRecord: only that can be written down."""
+    """Return what `evaluate_fn` returned as a MetricRecord: only that can be stored."""
     if metrics is None or isinstance(metrics, MetricRecord):
         return metrics
     try:
@@ -268,29 +255,29 @@ def _checked(metrics: Any) -> MetricRecord | None:
         raise ConfigError("evaluate_fn", metrics, legal, fix) from error
 
 
-def round_line(
-    server_round: int,
-    num_rounds: int,
-    since: Mark,
-    state: ServerState,
-    metrics: Mapping[str, object] | None,
-    now: float,
-) -> str:
-    """Return a round's replies and their rate, metrics, staleness, rejected and time left."""
-    fresh, seconds = state.accepted - since.accepted, now - since.at
-    staleness = (state.staleness - since.staleness) / max(fresh, 1)
-    rejected = sum(state.reasons.values())
-    # By the pace of this round alone: the first one waited for the clients to start.
+def run_training(
+    plan: RunPlan,
+    endpoint: Endpoint,
+    grid: Grid,
+    initial_arrays: ArrayRecord,
+    checkpoints: Checkpoints | None,
+    aggregator: object,
+) -> Result:
+    """Run a plan from its start, or from the latest checkpoint, and return its result."""
+    result = Result(arrays=initial_arrays)
+    fingerprint = run_fingerprint(endpoint.state, aggregator)
+    manager = CheckpointManager(endpoint, result, checkpoints, fingerprint, _run_id(grid))
+    if checkpoints is not None:
+        checkpoints.prepare()
+    with checkpoints.claim() if checkpoints else nullcontext():
+        manager.recover()
+        Training(plan, endpoint, grid, result, manager).run()
+    return result
+
+
+def _run_id(grid: Grid) -> int:
+    """Return Flower's id of the run; 0 where a grid knows of none."""
     try:
-        left = str(timedelta(seconds=round(seconds * (num_rounds - server_round))))
-    except OverflowError:  # a run that is meant to go on until it is stopped
-        left = "years"
-    parts = [f"{state.accepted} replies ({fresh / max(seconds, 1e-9):.1f}/s)"]
-    if metrics:
-        parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
-    parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
-    return f"[ROUND {server_round}/{num_rounds}] " + " | ".join(parts)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return int(grid.run.run_id)
+    except Exception:
+        return 0

@@ -1,4 +1,4 @@
-"""Whose reply arrives next, where that is drawn and not timed: the paper's arrival process."""
+"""Arrival processes: whose reply arrives next, drawn instead of timed."""
 
 import math
 from collections.abc import Collection
@@ -16,17 +16,17 @@ TURNS = ("code", "faithful")
 
 @runtime_checkable
 class ArrivalProcess(Protocol):
-    """Decides the order of arrivals instead of times of computation and travel."""
+    """Chooses the order of arrivals, in place of computing and network times."""
 
     def next(self, arrival: int, waiting: Collection[int]) -> int:
         """Return the node whose reply is arrival number `arrival`, counted from 0.
 
-        A function of its arguments: what it kept for itself would be in no snapshot.
+        Must depend on its arguments alone: state of its own would be in no snapshot.
 
         Parameters
         ----------
         arrival : int
-            Replies that arrived before.
+            Replies that have arrived before.
         waiting : collection of int
             Partition-ids of the nodes that owe a reply, at least one.
         """
@@ -110,7 +110,7 @@ class PaperArrivals:
             return arrival
         turn = self._byzantine_turn(arrival)
         group = [node for node in sorted(waiting) if (node < self.byzantine) == turn]
-        # A group of which nobody owes a reply loses its turn.
+        # A group in which no node owes a reply loses its turn.
         group = group or sorted(waiting)
         ranks = np.array([self._rank(node) for node in group], dtype=np.float64)
         shares = np.cumsum(ranks ** POWERS[self.within])

@@ -1,7 +1,7 @@
-"""What happens in a virtual federation: a discrete-event simulation that knows no Flower.
+"""The discrete-event simulation behind `VirtualGrid`; it knows nothing of Flower.
 
-`World` is data that can be copied; the functions let time pass. What a message says and what an
-app makes of it is `simulation`'s.
+`EngineState` is data that can be copied; the functions advance its time. What a message contains,
+and what an app makes of it, is the grid's business.
 """
 
 import heapq
@@ -12,63 +12,64 @@ from typing import Any
 import numpy as np
 
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.simulation.federation import Duration, Scene
+from flwr_byzasync.simulation.federation import Duration, Scenario
 
-LEAST = 1e-3
-"""Seconds that a reply takes at least: in no time at all, a liar could answer for ever."""
-TICK = 1.0
+MIN_REPLY_SECONDS = 1e-3
+"""With zero latency a Byzantine node could reply endlessly at one instant."""
+SECONDS_PER_ARRIVAL = 1.0
 """Seconds of the virtual clock between two arrivals of an arrival process."""
 
 
 @dataclass
-class NodeWorld:
-    """A node as it stands.
+class SimulatedNode:
+    """The present state of a node.
 
     Parameters
     ----------
     online, listed : bool
-        Whether it works, and whether the network believes so.
+        Whether it is running, and whether the network believes so.
     missed_at : float
-        When a crashed node's heartbeat is missed.
+        When the network notices that a crashed node is gone.
     free_at : float
-        When it has finished what it has fetched so far.
+        When it finishes the messages that it has fetched so far.
     messages : int
-        Messages that it has been sent: numbers the draws of its times.
-    life : int
-        How often it has come back.
+        Messages sent to it so far; they number the draws of its times.
+    incarnation : int
+        How often it has rejoined.
     states : dict
-        What it remembers, by life: a reply that arrived before it left may be asked for later.
+        Its ``Context.state`` by incarnation: a reply that arrived before it left may be pulled
+        later.
     """
 
     online: bool = True
-    listed: bool = True
-    missed_at: float = math.inf
+    registered: bool = True
+    heartbeat_deadline: float = math.inf
     free_at: float = 0.0
     messages: int = 0
-    life: int = 0
+    incarnation: int = 0
     states: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass
-class Flight:
-    """A message that was sent and whose reply was not yet pulled.
+class Delivery:
+    """A message whose reply has not been pulled yet.
 
     Parameters
     ----------
     query : object
-        As it was sent; the reply is computed when it is delivered.
+        As sent; the reply is computed when it is delivered.
     node, number : int
-        Partition-id, and which of that node's messages this is.
+        Partition-id, and the message's number among that node's.
     expires : float
-        When it is forgotten.
+        When the network forgets it.
     fetched, arrives : float
-        When the node begins and when the reply is there; infinite while nobody knows.
-    life : int
-        Of the node, when it began.
+        When the node starts and when the reply arrives; infinite while unknown.
+    incarnation : int
+        Of the node, when it started.
     lost : bool
-        The node went away with it.
+        Whether the node left with it.
     reply : object
-        Computed before its time, because a later message of the node was pulled first.
+        Computed early because a later message of the node was pulled first.
     """
 
     query: Any
@@ -77,31 +78,31 @@ class Flight:
     expires: float
     fetched: float = math.inf
     arrives: float = math.inf
-    life: int = 0
+    incarnation: int = 0
     lost: bool = False
     reply: Any = None
 
 
 @dataclass
-class World:
-    """All that changes while a `VirtualGrid` runs.
+class EngineState:
+    """Everything that changes while a `VirtualGrid` runs.
 
     Parameters
     ----------
     nodes : list of NodeWorld
         By partition-id.
-    flights : dict
+    deliveries : dict
         By message id, in the order in which they were sent.
     events : list
-        A heap of (time, order, what, partition-id).
+        A heap of (time, order, kind, partition-id).
     now : float
         Seconds of the virtual clock.
     sent, ticks, arrivals, order : int
-        Messages sent, turns and arrivals of the arrival process, events scheduled.
+        Messages sent, ticks and arrivals of the arrival process, events scheduled.
     """
 
-    nodes: list[NodeWorld]
-    flights: dict[str, Flight] = field(default_factory=dict)
+    nodes: list[SimulatedNode]
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     events: list[tuple[float, int, str, int]] = field(default_factory=list)
     now: float = 0.0
     sent: int = 0
@@ -110,139 +111,151 @@ class World:
     order: int = 0
 
 
-def begin(scene: Scene) -> World:
-    """Return the world at time 0: a node is absent if the first thing it does is to join."""
-    world = World([NodeWorld() for _ in scene.nodes])
-    first = {line.node: line.what for line in sorted(scene.churn, key=lambda x: x.at)[::-1]}
-    for partition, what in first.items():
-        node = world.nodes[partition]
-        node.online = node.listed = what != "join"
-    for line in scene.churn:
-        _schedule(world, line.at, line.what, line.node)
-    happen(world, scene, 0.0)
-    return world
+def initial_engine_state(scenario: Scenario) -> EngineState:
+    """Return the state at time 0: a node whose first event is to join is absent."""
+    state = EngineState([SimulatedNode() for _ in scenario.nodes])
+    in_order = sorted(scenario.churn, key=lambda change: change.at)
+    first = {change.node: change.kind for change in in_order[::-1]}
+    for partition, kind in first.items():
+        node = state.nodes[partition]
+        node.online = node.registered = kind != "join"
+    for change in scenario.churn:
+        _schedule(state, change.at, change.kind, change.node)
+    advance_to(state, scenario, 0.0)
+    return state
 
 
 def send(
-    world: World, scene: Scene, message_id: str, query: object, partition: int, ttl: float
+    state: EngineState,
+    scenario: Scenario,
+    message_id: str,
+    query: object,
+    partition: int,
+    ttl: float,
 ) -> None:
-    """Send a message to a node; one that is away finds it when it comes."""
-    node = world.nodes[partition]
-    flight = Flight(query, partition, node.messages, world.now + ttl)
+    """Send a message to a node; an absent node fetches it when it joins."""
+    node = state.nodes[partition]
+    delivery = Delivery(query, partition, node.messages, state.now + ttl)
     node.messages += 1
-    world.flights[message_id] = flight
+    state.deliveries[message_id] = delivery
     if node.online:
-        _fetch(world, scene, flight)
+        _fetch(state, scenario, delivery)
 
 
-def next_event(world: World, scene: Scene) -> float:
-    """Return when the next thing happens, or infinity."""
-    times = [world.events[0][0]] if world.events else []
-    if scene.arrivals is not None and _waiting(world):
-        times.append((world.ticks + 1) * TICK)
-    return max(min(times, default=math.inf), world.now)
+def next_event(state: EngineState, scenario: Scenario) -> float:
+    """Return the time of the next event, or infinity."""
+    times = [state.events[0][0]] if state.events else []
+    if scenario.arrivals is not None and _waiting(state):
+        times.append((state.ticks + 1) * SECONDS_PER_ARRIVAL)
+    return max(min(times, default=math.inf), state.now)
 
 
-def happen(world: World, scene: Scene, until: float) -> None:
-    """Let everything happen up to a time, and make it the present."""
+def advance_to(state: EngineState, scenario: Scenario, until: float) -> None:
+    """Process all events up to a time, and make it the present."""
     while True:
-        event = world.events[0][0] if world.events else math.inf
-        tick = (world.ticks + 1) * TICK if scene.arrivals is not None else math.inf
+        event = state.events[0][0] if state.events else math.inf
+        tick = (
+            (state.ticks + 1) * SECONDS_PER_ARRIVAL if scenario.arrivals is not None else math.inf
+        )
         if min(event, tick) > until:
             break
         if event <= tick:
-            world.now, _, what, partition = heapq.heappop(world.events)
-            _come_or_go(world, scene, what, partition)
+            state.now, _, kind, partition = heapq.heappop(state.events)
+            _change_membership(state, scenario, kind, partition)
         else:
-            world.now, world.ticks = tick, world.ticks + 1
-            _let_one_arrive(world, scene)
-    world.now = until
+            state.now, state.ticks = tick, state.ticks + 1
+            _deliver_one(state, scenario)
+    state.now = until
 
 
-def unfinished(world: World, flight: Flight) -> list[Flight]:
-    """Return the messages whose replies a node computes up to this one's: in turn, this one last.
+def pending_before(state: EngineState, delivery: Delivery) -> list[Delivery]:
+    """Return the messages whose replies a node computes first, in order, and this one last.
 
-    Those that it never fetched in time, or lost, are not among them.
+    Messages that it never fetched in time, or lost, are not among them.
     """
     return [
         other
-        for other in world.flights.values()
-        if (other.node, other.life) == (flight.node, flight.life)
-        and other.number <= flight.number
+        for other in state.deliveries.values()
+        if (other.node, other.incarnation) == (delivery.node, delivery.incarnation)
+        and other.number <= delivery.number
         and other.fetched < min(other.expires, math.inf)
         and not other.lost
         and other.reply is None
     ]
 
 
-def _fetch(world: World, scene: Scene, flight: Flight) -> None:
-    """Hand a message to its node; without an arrival process its times are known then."""
-    node, settings = world.nodes[flight.node], scene.nodes[flight.node]
-    flight.life = node.life
-    if scene.arrivals is not None:
-        flight.fetched = world.now
+def _fetch(state: EngineState, scenario: Scenario, delivery: Delivery) -> None:
+    """Hand a message to its node; without an arrival process this fixes its times."""
+    node, settings = state.nodes[delivery.node], scenario.nodes[delivery.node]
+    delivery.incarnation = node.incarnation
+    if scenario.arrivals is not None:
+        delivery.fetched = state.now
         return
-    rng = np.random.default_rng([scene.seed, flight.node, flight.number])
+    rng = np.random.default_rng([scenario.seed, delivery.node, delivery.number])
     names = ("network", "compute", "network")
     there, compute, back = (_seconds(name, getattr(settings, name), rng) for name in names)
     if settings.attack is not None:
         delay = settings.attack.delay(rng, compute)
         compute = _seconds("attack", max(compute + delay, 0.0) if delay == delay else delay, rng)
-    fetched = max(world.now + there, node.free_at)
-    if fetched >= flight.expires:  # the network has forgotten it by then
+    fetched = max(state.now + there, node.free_at)
+    if fetched >= delivery.expires:  # the network forgets it before that
         return
-    flight.fetched = fetched
-    node.free_at = flight.fetched + compute
-    flight.arrives = max(node.free_at + back, world.now + LEAST)
-    _schedule(world, flight.arrives, "arrive", flight.node)
+    delivery.fetched = fetched
+    node.free_at = delivery.fetched + compute
+    delivery.arrives = max(node.free_at + back, state.now + MIN_REPLY_SECONDS)
+    _schedule(state, delivery.arrives, "arrive", delivery.node)
 
 
-def _come_or_go(world: World, scene: Scene, what: str, partition: int) -> None:
-    node = world.nodes[partition]
-    mine = [flight for flight in world.flights.values() if flight.node == partition]
-    if what == "join":
-        node.online, node.listed, node.missed_at = True, True, math.inf
-        node.free_at, node.life = world.now, node.life + 1
-        asked_for = {flight.life for flight in mine if flight.arrives <= world.now}
-        node.states = {life: kept for life, kept in node.states.items() if life in asked_for}
-        for flight in mine:
-            if flight.fetched == math.inf:
-                _fetch(world, scene, flight)
-    elif what == "missed":
-        # A node that came back, and perhaps crashed again, is not missed for the first time's sake.
-        node.listed = node.listed and world.now < node.missed_at
-    elif what in ("leave", "crash"):
-        for flight in mine:
-            # What the node had not yet fetched waits for it at the network.
-            if flight.fetched > world.now:
-                flight.fetched = flight.arrives = math.inf
-            elif flight.arrives > world.now:
-                flight.lost = True
-        node.online, node.listed = False, what == "crash"
-        if what == "crash":
-            node.missed_at = world.now + scene.heartbeat
-            _schedule(world, node.missed_at, "missed", partition)
+def _change_membership(state: EngineState, scenario: Scenario, kind: str, partition: int) -> None:
+    node = state.nodes[partition]
+    mine = [delivery for delivery in state.deliveries.values() if delivery.node == partition]
+    if kind == "join":
+        node.online, node.registered, node.heartbeat_deadline = True, True, math.inf
+        node.free_at, node.incarnation = state.now, node.incarnation + 1
+        pullable = {delivery.incarnation for delivery in mine if delivery.arrives <= state.now}
+        node.states = {
+            incarnation: kept
+            for incarnation, kept in node.states.items()
+            if incarnation in pullable
+        }
+        for delivery in mine:
+            if delivery.fetched == math.inf:
+                _fetch(state, scenario, delivery)
+    elif kind == "missed":
+        # A node that rejoined, and perhaps crashed again, is not missed for its first crash.
+        node.registered = node.registered and state.now < node.heartbeat_deadline
+    elif kind in ("leave", "crash"):
+        for delivery in mine:
+            # Messages that the node has not fetched wait for it at the network.
+            if delivery.fetched > state.now:
+                delivery.fetched = delivery.arrives = math.inf
+            elif delivery.arrives > state.now:
+                delivery.lost = True
+        node.online, node.registered = False, kind == "crash"
+        if kind == "crash":
+            node.heartbeat_deadline = state.now + scenario.heartbeat
+            _schedule(state, node.heartbeat_deadline, "missed", partition)
 
 
-def _waiting(world: World) -> dict[int, Flight]:
-    """Return the oldest message that each node works on, by partition-id."""
-    oldest: dict[int, Flight] = {}
-    for flight in world.flights.values():
-        if flight.fetched < math.inf and flight.arrives == math.inf and not flight.lost:
-            oldest.setdefault(flight.node, flight)
+def _waiting(state: EngineState) -> dict[int, Delivery]:
+    """Return the oldest message that each node is working on, by partition-id."""
+    oldest: dict[int, Delivery] = {}
+    for delivery in state.deliveries.values():
+        if delivery.fetched < math.inf and delivery.arrives == math.inf and not delivery.lost:
+            oldest.setdefault(delivery.node, delivery)
     return oldest
 
 
-def _let_one_arrive(world: World, scene: Scene) -> None:
-    waiting = _waiting(world)
-    if waiting and scene.arrivals is not None:
-        waiting[scene.arrivals.next(world.arrivals, tuple(waiting))].arrives = world.now
-        world.arrivals += 1
+def _deliver_one(state: EngineState, scenario: Scenario) -> None:
+    waiting = _waiting(state)
+    if waiting and scenario.arrivals is not None:
+        waiting[scenario.arrivals.next(state.arrivals, tuple(waiting))].arrives = state.now
+        state.arrivals += 1
 
 
-def _schedule(world: World, at: float, what: str, partition: int) -> None:
-    world.order += 1
-    heapq.heappush(world.events, (at, world.order, what, partition))
+def _schedule(state: EngineState, at: float, kind: str, partition: int) -> None:
+    state.order += 1
+    heapq.heappush(state.events, (at, state.order, kind, partition))
 
 
 def _seconds(name: str, duration: float | Duration, rng: np.random.Generator) -> float:

@@ -1,4 +1,4 @@
-"""What a virtual federation is made of: nodes, their times, the script of who comes and goes."""
+"""A virtual federation: its nodes, their times, and which of them join, leave and crash."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ EVENTS = ("join", "leave", "crash")
 
 @dataclass(frozen=True)
 class VirtualNode:
-    """How fast a node is, and what it does to time.
+    """How fast a node is, and its attack on time.
 
     Parameters
     ----------
     compute : float or callable, default 1.0
-        Seconds that a reply takes to compute, or their distribution as a function of a
+        Seconds to compute a reply, or their distribution as a function of a
         `numpy.random.Generator`; >= 0.
     network : float or callable, default 0.0
-        Seconds that a message travels, each way; likewise. A reply takes a millisecond at least.
+        Seconds that a message takes each way; likewise. A reply takes at least a millisecond.
     attack : TimedAttack, optional
         An attack on time, whose delay is added to the computing time.
     node_config : mapping
-        More node-config keys, beside ``partition-id`` and ``num-partitions``.
+        Further node-config keys, besides ``partition-id`` and ``num-partitions``.
 
     Raises
     ------
@@ -64,7 +64,7 @@ class VirtualNode:
 
 @dataclass(frozen=True)
 class Churn:
-    """One line of the script of who comes and goes.
+    """One change of which nodes are connected.
 
     Parameters
     ----------
@@ -72,10 +72,10 @@ class Churn:
         Seconds of the virtual clock, >= 0.
     node : int
         Partition-id.
-    what : {"join", "leave", "crash"}
-        "join": comes, for the first time or again, under its old id and with an empty
-        ``Context.state``. A node whose first line is this one is absent until then. "leave":
-        stops orderly and is missed at once. "crash": is missed only when its heartbeat is.
+    kind : {"join", "leave", "crash"}
+        "join": connects, for the first time or again, under its old id and with an empty
+        ``Context.state``; a node whose first change is this one is absent until then. "leave":
+        disconnects. "crash": stops, which the network notices after `heartbeat` seconds.
 
     Raises
     ------
@@ -85,17 +85,17 @@ class Churn:
 
     at: float
     node: int
-    what: Literal["join", "leave", "crash"]
+    kind: Literal["join", "leave", "crash"]
 
     def __post_init__(self) -> None:
         check_number("at", self.at, low=0, fix="pass seconds of the virtual clock")
         check_integer("node", self.node, low=0, fix="pass a partition-id")
-        check_choice("what", self.what, EVENTS, fix="pass for example 'leave'")
+        check_choice("kind", self.kind, EVENTS, fix="pass for example 'leave'")
 
 
 @dataclass(frozen=True)
-class Scene:
-    """All that is fixed while a `VirtualGrid` runs.
+class Scenario:
+    """Everything that is fixed while a `VirtualGrid` runs.
 
     Parameters
     ----------
@@ -104,16 +104,16 @@ class Scene:
     seed : int
         Of the draws of times.
     arrivals : ArrivalProcess or None
-        Decides whose reply is next; None: the nodes' times do.
+        Chooses whose reply arrives next; None: the nodes' times decide.
     churn : sequence of Churn
-        Who comes and goes.
+        Which nodes join, leave and crash.
     heartbeat : float
-        Seconds after which a crashed node is missed.
+        Seconds after which the network notices a crash.
 
     Raises
     ------
     ConfigError
-        If a setting is out of range, the script impossible, or nodes have times of their own or
+        If a setting is out of range, the changes impossible, or nodes have times of their own or
         attack by delays although an arrival process decides.
     """
 
@@ -139,18 +139,18 @@ def _check_script(churn: Sequence[Churn], nodes: int) -> None:
     Raises
     ------
     ConfigError
-        Naming the first line that cannot happen.
+        Naming the first change that cannot happen.
     """
     present: dict[int, bool] = {}
-    for line in sorted(churn, key=lambda line: line.at):
-        if line.node >= nodes:
+    for change in sorted(churn, key=lambda change: change.at):
+        if change.node >= nodes:
             legal = f"about nodes 0 .. {nodes - 1}"
-            raise ConfigError("churn", line, legal, "correct the node, or add nodes")
-        joins = line.what == "join"
-        if present.get(line.node, not joins) == joins:
+            raise ConfigError("churn", change, legal, "correct the node, or add nodes")
+        joins = change.kind == "join"
+        if present.get(change.node, not joins) == joins:
             state = "present" if joins else "absent"
-            raise ConfigError("churn", line, f"possible: the node is {state} then", "remove it")
-        present[line.node] = joins
+            raise ConfigError("churn", change, f"possible: the node is {state} then", "remove it")
+        present[change.node] = joins
 
 
 def _check_timeless(arrivals: ArrivalProcess, nodes: Sequence[VirtualNode]) -> None:

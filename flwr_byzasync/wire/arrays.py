@@ -1,6 +1,6 @@
-"""Flower records <-> tensors, with host and device copies; `replies` says what a reply is worth.
+"""Flower array records <-> tensors, with host and device copies.
 
-Nothing is believed: not the metadata of an array, not its header's size.
+Array metadata and header sizes are untrusted.
 """
 
 import math
@@ -19,11 +19,11 @@ from flwr_byzasync.core.layout import Entry, Layout
 from flwr_byzasync.errors import ConfigError, Reason
 
 MAX_HEADER = 1000
-"""Bytes of an array that its header must lie in: NumPy's parser takes 0.1 s for ten thousand."""
+"""Largest header of an array in bytes: NumPy's parser takes 0.1 s for ten thousand."""
 
 
-class RefusalError(Exception):
-    """Carries a Reason out of the decoding."""
+class RejectedReplyError(Exception):
+    """Ends the decoding of a reply with a Reason."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -54,12 +54,12 @@ def record_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def read_arrays(record: ArrayRecord, layout: Layout) -> dict[str, Tensor]:
-    """Return a client's arrays, if they are what `layout` says, as new CPU tensors.
+    """Return a client's arrays as new CPU tensors.
 
     Raises
     ------
-    RefusalError
-        If they are not, whatever is wrong with them.
+    RejectedReplyError
+        If their names, order, shapes or dtypes differ from `layout`, or they are unreadable.
     """
     arrays = read_record(record, layout)
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
@@ -70,46 +70,48 @@ def _host(tensor: Tensor) -> NDArray[np.generic]:
 
 
 def read_record(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic]]:
-    """Return a client's arrays as views of what it sent, or raise `RefusalError`."""
+    """Return a client's arrays as views of the received bytes, or raise `RejectedReplyError`."""
     names = tuple(record.keys())
     if names != layout.names:
-        raise RefusalError(Reason.WRONG_NAMES, _difference(names, layout.names))
+        raise RejectedReplyError(Reason.WRONG_NAMES, _difference(names, layout.names))
     return {entry.name: _read_array(record[entry.name], entry) for entry in layout.entries}
 
 
-def _difference(names: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """Say in a few words what a client's names lack and have too many of."""
-    known = set(wanted)
-    missing = known.difference(names)  # no set of the client's names: they may be very many
-    first = next((name for name in wanted if name in missing), None)
+def _difference(names: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """Return which name a client left out, and which one it added."""
+    known = set(expected)
+    missing = known.difference(names)  # not a set of the client's names: there may be millions
+    first = next((name for name in expected if name in missing), None)
     extra = next((name for name in names if name not in known), None)
     parts = [] if first is None else [f"{first!r} is missing"]
     parts += [] if extra is None else [f"{extra[:40]!r} is not in the model"]
-    told = " and ".join(parts) or "they are in another order"
-    return f"{told}: send every array of the query under its name, in its order"
+    difference = " and ".join(parts) or "they are in another order"
+    return f"{difference}: send every array of the query under its name, in its order"
 
 
 def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
-    """Read an array without allocating what its header claims, and without pickle."""
+    """Return an array without allocating what its header claims, and without pickle."""
     shape, name = entry.shape, entry.name
     expected = np.dtype(str(entry.dtype).removeprefix("torch."))
     if array.dtype != str(expected):
-        told = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as the query has it"
-        raise RefusalError(Reason.WRONG_DTYPE, told)
+        detail = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as in the query"
+        raise RejectedReplyError(Reason.WRONG_DTYPE, detail)
     if tuple(array.shape) != shape:
-        told = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as the query has it"
-        raise RefusalError(Reason.WRONG_SHAPE, told)
+        detail = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as in the query"
+        raise RejectedReplyError(Reason.WRONG_SHAPE, detail)
     if array.stype != "numpy.ndarray":
-        raise RefusalError(Reason.UNREADABLE, "not a NumPy array")
+        raise RejectedReplyError(Reason.UNREADABLE, "not a NumPy array")
     header = _header(shape, expected)
-    # What every array has that NumPy wrote in C order: nothing to parse, nothing to believe.
+    # The header of every array that NumPy wrote in C order: there is nothing to parse.
     if array.data.startswith(header):
         fortran, start = False, len(header)
     else:
         fortran, start = _parsed_header(array.data, shape, expected)
     body = memoryview(array.data)[start:]
     if len(body) != expected.itemsize * math.prod(shape):
-        raise RefusalError(Reason.UNREADABLE, "the data is shorter or longer than its header says")
+        raise RejectedReplyError(
+            Reason.UNREADABLE, "the data is shorter or longer than its header says"
+        )
     flat: NDArray[np.generic] = np.frombuffer(body, dtype=expected)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -133,9 +135,9 @@ def _parsed_header(
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         true_shape, fortran, true_dtype = read(stream)
     except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError) as error:
-        raise RefusalError(Reason.UNREADABLE, type(error).__name__) from None
+        raise RejectedReplyError(Reason.UNREADABLE, type(error).__name__) from None
     if true_dtype != dtype:
-        raise RefusalError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
+        raise RejectedReplyError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
     if tuple(true_shape) != shape:
-        raise RefusalError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
+        raise RejectedReplyError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
     return fortran, stream.tell()

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-GRADIENT, MOMENTUM = "gradient", "momentum"
-"""What replies say they are."""
-
-VECTORS = ("gradient", "momentum")
-MODEL = "model"
+MODEL, GRADIENT, MOMENTUM = "model", "gradient", "momentum"
+"""Kinds of replies, as ``byz.payload`` names them; a message without that key holds a model."""
+VECTORS = (GRADIENT, MOMENTUM)
 
 BUFFERS = "buffers"
-BEFORE = "arrays-prev"
-"""The point of a node's last query, and the gradient there."""
+PREVIOUS = "arrays-prev"
+"""In a query the point of the node's previous query, in a reply the gradient there."""
 METRICS = "metrics"
 QUERY = "byz.query"
 COUNT = "byz.count"
@@ -19,17 +17,17 @@ ROUND = "server-round"
 
 
 @dataclass(frozen=True)
-class Wire:
-    """How messages look.
+class MessageFormat:
+    """What messages look like.
 
     Parameters
     ----------
     payload : str
-        What a reply is; told with each query, except to clients who know nothing of us.
+        Kind of reply; sent with each query, except to clients that know only FedAvg.
     arrayrecord_key, configrecord_key : str
         Names of the records.
     """
 
-    payload: str = "momentum"
+    payload: str = MOMENTUM
     arrayrecord_key: str = "arrays"
     configrecord_key: str = "config"

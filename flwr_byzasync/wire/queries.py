@@ -1,4 +1,4 @@
-"""Queries, as Flower messages hold them."""
+"""Queries, and the whole model, as Flower records."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flwr_byzasync.core.layout import ModelLayout
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import BEFORE, BUFFERS, Wire
+from flwr_byzasync.wire.keys import BUFFERS, MODEL, PREVIOUS, MessageFormat
 
 
 def encode_query(
@@ -16,8 +16,8 @@ def encode_query(
     buffers: Tensor,
     counters: Tensor,
     config: Mapping[str, object],
-    wire: Wire,
-    before: Tensor | None = None,
+    message_format: MessageFormat,
+    previous: Tensor | None = None,
 ) -> RecordDict:
     """Return the content of a query.
 
@@ -28,29 +28,29 @@ def encode_query(
     point, buffers, counters : Tensor
         Flat (d,) vectors of the three groups.
     config : mapping
-        The user's train config and our own keys; copied, so that no message shares it.
-    wire : Wire
-        How messages look. Where replies are models so are queries, in one record.
-    before : Tensor or None
-        (d,) the point of the node's last query, where it is to answer there too.
+        The user's train config and our own keys; copied, so that no two messages share it.
+    message_format : MessageFormat
+        Names of the records. Where replies are models, the query is one record too.
+    previous : Tensor or None
+        (d,) the point of the node's previous query, where a gradient there is requested too.
     """
-    if wire.payload == "model":
-        content = RecordDict({wire.arrayrecord_key: model_record(layout, point, buffers, counters)})
+    key = message_format.arrayrecord_key
+    if message_format.payload == MODEL:
+        content = RecordDict({key: model_record(layout, point, buffers, counters)})
     else:
-        parameters = layout.parameters.unflatten(point)
-        content = RecordDict({wire.arrayrecord_key: record_of(parameters)})
+        content = RecordDict({key: record_of(layout.parameters.unflatten(point))})
         if layout.buffers.entries or layout.counters.entries:
             content[BUFFERS] = record_of(_others(layout, buffers, counters))
-    if before is not None:
-        content[BEFORE] = record_of(layout.parameters.unflatten(before))
-    content[wire.configrecord_key] = ConfigRecord(dict(config))  # type: ignore[arg-type]
+    if previous is not None:
+        content[PREVIOUS] = record_of(layout.parameters.unflatten(previous))
+    content[message_format.configrecord_key] = ConfigRecord(dict(config))  # type: ignore[arg-type]
     return content
 
 
 def model_record(
     layout: ModelLayout, point: Tensor, buffers: Tensor, counters: Tensor
 ) -> ArrayRecord:
-    """Return the whole model in the order in which the user gave it."""
+    """Return the whole model in the user's order."""
     parameters = layout.parameters.unflatten(point)
     return record_of(layout.merge(parameters, _others(layout, buffers, counters)))
 

@@ -1,4 +1,4 @@
-"""Whatever a client sends becomes an Update or a Rejected here; nothing in it is believed."""
+"""Replies become an `Update` or a `Rejected` here; nothing in them is trusted."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_byzasync.core.contribution import PAYLOADS
-from flwr_byzasync.core.layout import Layout, ModelLayout, has_norm
+from flwr_byzasync.core.layout import Layout, ModelLayout, norm_within_limit
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.state import Rejected, Update
 from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS, Reason
-from flwr_byzasync.wire.arrays import RefusalError, read_record
-from flwr_byzasync.wire.keys import BEFORE, BUFFERS, METRICS, PAYLOAD, QUERY, Wire
+from flwr_byzasync.wire.arrays import RejectedReplyError, read_record
+from flwr_byzasync.wire.keys import (
+    BUFFERS,
+    METRICS,
+    MODEL,
+    PAYLOAD,
+    PREVIOUS,
+    QUERY,
+    MessageFormat,
+)
 
 MAX_METRICS = 100
-"""Metrics of one reply that are looked at, and numbers in one of them; more would only make a log
+"""Largest number of metrics in a reply, and of numbers in one of them; more would only make a log
 unreadable."""
 
 # Codes of flwr's error replies, as numbers because their names differ between releases.
@@ -35,25 +43,25 @@ def decode_reply(
     layout: ModelLayout,
     device: torch.device,
     query: int,
-    wire: Wire,
-    before: bool = False,
+    message_format: MessageFormat,
+    with_previous: bool = False,
 ) -> Update | Rejected:
-    """Return what a reply is worth; never raises, whatever it holds.
+    """Decode and validate a reply; never raises, whatever it contains.
 
     Parameters
     ----------
     reply : Message
-        As it came off the network.
+        As received.
     layout : ModelLayout
-        What the arrays must look like.
+        The expected arrays.
     device : torch.device
         Where the vectors go.
     query : int
-        Id of the query that this message carried; a reply that is no model must echo it.
-    wire : Wire
-        How messages look. A reply says what it is; one that does not is a model.
-    before : bool
-        Whether a gradient at the node's last query was asked for.
+        Id of the query in the message; a reply other than a model must echo it.
+    message_format : MessageFormat
+        Names of the records. A reply names its kind; one that does not is a model.
+    with_previous : bool
+        Whether a gradient at the node's previous query was requested.
     """
     try:
         if reply.has_error():
@@ -61,19 +69,19 @@ def decode_reply(
         if not reply.has_content():
             return Rejected(Reason.NO_CONTENT)
         content = reply.content
-        if wire.payload == "model":
-            return _model(content, layout, device, wire)
-        return _vector(content, layout, device, query, wire, before)
-    except RefusalError as refusal:
-        return Rejected(refusal.reason, refusal.detail)
-    except Exception as error:  # a record that breaks its own class is a client's fault too
+        if message_format.payload == MODEL:
+            return _model(content, layout, device, message_format)
+        return _vector(content, layout, device, query, message_format, with_previous)
+    except RejectedReplyError as error:
+        return Rejected(error.reason, error.detail)
+    except Exception as error:  # a record that breaks its own class: the client's fault
         return Rejected(Reason.UNREADABLE, type(error).__name__)
 
 
 def metrics_of(reply: Message) -> Metrics | None:
     """Return the finite numbers in a reply's first MetricRecord; None if it has none.
 
-    Never raises, whatever the reply holds.
+    Never raises, whatever the reply contains.
     """
     try:
         if reply.has_error() or not reply.has_content():
@@ -85,7 +93,7 @@ def metrics_of(reply: Message) -> Metrics | None:
 
 
 def lost_on_the_way(reply: Message) -> bool:
-    """Whether a reply is the network's error, which tells nothing about its node."""
+    """Whether a reply is an error of the network, which says nothing about its node."""
     return bool(reply.has_error()) and _reason_of(reply) in INFRASTRUCTURE_FAULTS
 
 
@@ -94,48 +102,53 @@ def _vector(
     layout: ModelLayout,
     device: torch.device,
     query: int,
-    wire: Wire,
-    before: bool,
+    message_format: MessageFormat,
+    with_previous: bool,
 ) -> Update:
-    """Read the reply of a client of ours."""
-    config = content.get(wire.configrecord_key)
+    """Decode the reply of a `client_app`."""
+    config = content.get(message_format.configrecord_key)
     if not isinstance(config, ConfigRecord):
-        told = "no ConfigRecord echoes the query: for a client that returns weights pass "
-        raise RefusalError(Reason.MISSING_RECORD, told + "payload='model' to the strategy")
-    _check_payload(config, wire)
+        detail = "no ConfigRecord echoes the query: for a client that returns weights pass "
+        raise RejectedReplyError(Reason.MISSING_RECORD, f"{detail}payload=Models() to the strategy")
+    _check_payload(config, message_format)
     if type(config.get(QUERY)) is not int or config[QUERY] != query:
-        raise RefusalError(Reason.WRONG_QUERY)
-    wanted = {wire.arrayrecord_key: layout.parameters}
+        raise RejectedReplyError(Reason.WRONG_QUERY)
+    key = message_format.arrayrecord_key
+    expected = {key: layout.parameters}
     others = Layout((*layout.buffers.entries, *layout.counters.entries))
-    wanted |= {BUFFERS: others} if others.entries else {}
-    wanted |= {BEFORE: layout.parameters} if before else {}
+    expected |= {BUFFERS: others} if others.entries else {}
+    expected |= {PREVIOUS: layout.parameters} if with_previous else {}
     arrays = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
-    for key in wanted:
-        if key not in arrays:
-            raise RefusalError(Reason.MISSING_RECORD, f"no ArrayRecord {key!r}")
-    if len(arrays) > len(wanted):
-        raise RefusalError(Reason.EXTRA_RECORD)
-    parts = {key: read_record(arrays[key], wanted[key]) for key in wanted}
+    for name in expected:
+        if name not in arrays:
+            raise RejectedReplyError(Reason.MISSING_RECORD, f"no ArrayRecord {name!r}")
+    if len(arrays) > len(expected):
+        raise RejectedReplyError(Reason.EXTRA_RECORD)
+    parts = {name: read_record(arrays[name], expected[name]) for name in expected}
     rest = parts.get(BUFFERS, {})
     return Update(
-        _flat(parts[wire.arrayrecord_key], layout.parameters).to(device),
+        _flat(parts[key], layout.parameters).to(device),
         _flat(rest, layout.buffers).to(device),
         _flat(rest, layout.counters).to(device),
         _metrics(content.get(METRICS)),
-        _flat(parts[BEFORE], layout.parameters).to(device) if before else None,
+        _flat(parts[PREVIOUS], layout.parameters).to(device) if with_previous else None,
     )
 
 
-def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire: Wire) -> Update:
-    """Read the reply of a client that knows nothing of us: a model, and metrics by any name."""
-    config = content.get(wire.configrecord_key)
+def _model(
+    content: RecordDict, layout: ModelLayout, device: torch.device, message_format: MessageFormat
+) -> Update:
+    """Decode the reply of a client that knows only FedAvg: a model, and metrics by any name."""
+    config = content.get(message_format.configrecord_key)
     if isinstance(config, ConfigRecord):
-        _check_payload(config, wire)
+        _check_payload(config, message_format)
     arrays = list(content.array_records.values())
     if not arrays:
-        raise RefusalError(Reason.MISSING_RECORD, "no ArrayRecord with the model's weights")
+        detail = "no ArrayRecord with the model's weights"
+        raise RejectedReplyError(Reason.MISSING_RECORD, detail)
     if len(arrays) > 1:
-        raise RefusalError(Reason.EXTRA_RECORD, "one ArrayRecord, the whole model, is expected")
+        detail = "one ArrayRecord, the whole model, is expected"
+        raise RejectedReplyError(Reason.EXTRA_RECORD, detail)
     whole = read_record(arrays[0], layout.whole)
     metrics = list(content.metric_records.values())
     return Update(
@@ -146,30 +159,31 @@ def _model(content: RecordDict, layout: ModelLayout, device: torch.device, wire:
     )
 
 
-def _check_payload(config: ConfigRecord, wire: Wire) -> None:
-    said = config.get(PAYLOAD, "model")
-    if said != wire.payload:
-        told = f"it says {str(said)[:20]!r}"
-        told += f": pass payload={said!r} to the strategy" if said in PAYLOADS else ""
-        raise RefusalError(Reason.WRONG_PAYLOAD, told)
+def _check_payload(config: ConfigRecord, message_format: MessageFormat) -> None:
+    named = config.get(PAYLOAD, MODEL)
+    if named != message_format.payload:
+        detail = f"it is a {str(named)[:20]!r}"
+        kinds = [kind.__name__ for kind in PAYLOADS if named == kind.NAME]
+        detail += f": pass payload={kinds[0]}() to the strategy" if kinds else ""
+        raise RejectedReplyError(Reason.WRONG_PAYLOAD, detail)
 
 
 def _flat(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> Tensor:
-    """Copy a group's arrays into a new flat vector and make sure that it is finite."""
+    """Return a group's arrays as a new flat vector that is finite."""
     flat = np.empty(layout.size, dtype=str(layout.dtype).removeprefix("torch."))
     start = 0
     for entry in layout.entries:
         flat[start : start + entry.size] = arrays[entry.name].reshape(-1)
         start += entry.size
     vector = torch.from_numpy(flat)
-    if vector.is_floating_point() and not has_norm(vector):
+    if vector.is_floating_point() and not norm_within_limit(vector):
         finite = bool(vector.isfinite().all())
-        raise RefusalError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
+        raise RejectedReplyError(Reason.OVERFLOW if finite else Reason.NON_FINITE)
     return vector
 
 
 def _metrics(record: object) -> Metrics:
-    """Keep finite numbers; a strange metric costs a node nothing, since none is ever used."""
+    """Return the finite numbers of a MetricRecord; others are left out, since none is ever used."""
     if not isinstance(record, MetricRecord) or len(record) > MAX_METRICS:
         return {}
     kept: dict[str, float | tuple[float, ...]] = {}

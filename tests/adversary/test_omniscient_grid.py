@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, VirtualGrid, client_app
+from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Quorum, VirtualGrid, client_app
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CoordinateWiseMedian, GeometricMedian, Mean
 from flwr_byzasync.attacks import (
@@ -100,7 +100,7 @@ def test_colluders_know_only_what_they_themselves_would_send() -> None:
     spy = Spy()
     with VirtualGrid(telling, 4) as inner:
         first, second, *honest = inner.node_ids
-        grid = OmniscientGrid(inner, spy, [first, second], sees="colluders")
+        grid = OmniscientGrid(inner, spy, [first, second], knowledge="colluders")
         for node_id in (honest[0], first, second):
             ask(grid, node_id)
     known = spy.calls[1][1]
@@ -186,7 +186,7 @@ def test_a_node_that_fails_passes_unchanged_and_spoils_nobodys_lie(
 @pytest.mark.parametrize("attack", [Little(), Empire()])
 def test_colluders_that_are_heard_first_need_nobody_else(attack: Any) -> None:
     with VirtualGrid(telling, 2) as inner:
-        grid = OmniscientGrid(inner, attack, [inner.node_ids[0]], sees="colluders")
+        grid = OmniscientGrid(inner, attack, [inner.node_ids[0]], knowledge="colluders")
         assert all(abs(value) < 2 for value in values(ask(grid, inner.node_ids[0])))
 
 
@@ -236,7 +236,7 @@ def error_of(attack: Any, rule: Any, liars: int = 4, rounds: int = 30) -> float:
     """Distance to the optimum after training 10 nodes."""
     with VirtualGrid(client_app(quadratic, estimator=sgd()), 10) as inner:
         grid = OmniscientGrid(inner, attack, inner.node_ids[:liars], rule=rule)
-        strategy = AsyncRobust(rule, SGD(lr=0.05), min_nodes=10)
+        strategy = AsyncRobust(rule, SGD(lr=0.05), quorum=Quorum(10))
         result = strategy.start(grid, ArrayRecord({"x": torch.zeros(3)}), num_rounds=rounds)  # type: ignore[dict-item]
         assert strategy.statistics().rejected == 0
     return float((result.arrays.to_torch_state_dict()["x"] - 1.0).norm())

@@ -65,11 +65,11 @@ def test_the_defaults_in_pyproject_are_legal() -> None:
         ("byzantine-nodes", 1.0), ("lr", -0.1), ("lr", 0), ("lr", float("nan")), ("lr", "oops"),
         ("lr", True), ("beta", 1.5), ("beta", -0.5), ("beta", "x"), ("beta", 0.0), ("gamma", 0.0),
         ("gamma", 2), ("batch-size", 0), ("batch-size", 3.5), ("num-server-rounds", 0),
-        ("updates-per-round", "many"), ("min-nodes", 0), ("seed", -1), ("seed", 2**63),
+        ("updates-per-round", "many"), ("quorum", 0), ("seed", -1), ("seed", 2**63),
         ("data-dir", "data"), ("data-dir", "/no/such/folder"), ("output-dir", "out"),
         ("output-dir", 5), ("nonsense", 1), ("weights", "count"), ("weights", 1),
-        ("max-share", 0.0), ("max-share", 1.1), ("max-share", "0.2"), ("max-pace", 0.5),
-        ("max-pace", -1), ("max-pace", True), ("checkpoint-seconds", 0.5),
+        ("max-share", 0.0), ("max-share", 1.1), ("max-share", "0.2"), ("max-rate", 0.5),
+        ("max-rate", -1), ("max-rate", True), ("checkpoint-seconds", 0.5),
         ("checkpoint-seconds", "60"),
     ],
 )  # fmt: skip
@@ -164,9 +164,7 @@ def test_the_gradient_is_that_of_the_cross_entropy_on_the_drawn_batch(name: str)
 
 
 def test_too_few_nodes_are_refused_with_the_command_to_type() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^min-nodes=10 .* type `flwr run \. --federation-config"
-    ):
+    with pytest.raises(ConfigError, match=r"^quorum=10 .* type `flwr run \. --federation-config"):
         check_nodes(settings(), InMemoryGrid(9))
 
 

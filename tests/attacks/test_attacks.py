@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import ConfigError, attacks
+from flwr_byzasync import ConfigError, Liveness, attacks
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.attacks import (
     ALONE,
@@ -253,9 +253,5 @@ def test_no_reply_arrives_before_its_query_and_only_timed_attacks_have_a_delay(
 
 
 def test_slow_replies_arrive_within_the_time_that_the_strategy_waits() -> None:
-    from inspect import signature
-
-    from flwr_byzasync import AsyncRobust
-
-    waits = signature(AsyncRobust).parameters["reply_timeout"].default
+    waits = Liveness().reply_timeout
     assert 0.8 * waits < SlowDown().total_delay < waits

@@ -31,42 +31,45 @@ from flwr_byzasync.checkpoints.files import (
     write_file,
 )
 from flwr_byzasync.checkpoints.snapshot import (
-    CLOCK,
     SETTINGS,
     Position,
-    check_identity,
+    check_fingerprint,
     described,
     dump,
-    identity_of,
     load,
+    run_fingerprint,
 )
-from flwr_byzasync.core.events import on_connected, on_reply, on_sent, without_absent
-from flwr_byzasync.core.pending_evaluations import Question, Questions
+from flwr_byzasync.core.events import on_reply, on_sent
+from flwr_byzasync.core.membership import on_connected, without_absent
+from flwr_byzasync.core.pending_evaluations import EvaluationRequest, PendingEvaluations
 from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Node, Sent, ServerState, Tables, Update, begin
-from flwr_byzasync.core.statistics import Mark
+from flwr_byzasync.core.state import InFlightQuery, Node, ServerState, Tables, Update, initial_state
+from flwr_byzasync.core.statistics import RoundStart
 from flwr_byzasync.core.table import Table
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
+from tests.settings import policy_of
 
 MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
 NOT_OF_A_CLOCK = {
-    (Node, "reply_times"), (Node, "metrics"), (Sent, "limit"), (Sent, "held"),
-    (Questions, "heard"),
+    (Node, "reply_times"), (Node, "metrics"), (InFlightQuery, "limit"), (InFlightQuery, "paused_for"),
+    (PendingEvaluations, "answers"),
 }  # fmt: skip
 """Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
 
 
 def fresh(weigh: WeightPolicy | None = None) -> ServerState:
-    optimizer, policy = AnyTimeSGD(lr=0.1), Policy(min_nodes=2)
+    optimizer, policy = AnyTimeSGD(lr=0.1), policy_of(nodes=2)
     device = torch.device("cpu")
-    return begin(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device, weigh)
+    return initial_state(MODEL, ["mean"], CoordinateWiseMedian(), optimizer, policy, device, weigh)
 
 
 def position_at(now: float, state: ServerState) -> Position:
-    questions = Questions({"m9": Question(2, 1, now - 3.0)}, {2: ({"loss": 0.5},)}, looked=now)
-    began = Mark(now - 2.0, 4, 1)
+    questions = PendingEvaluations(
+        {"m9": EvaluationRequest(2, 1, now - 3.0)}, {2: ({"loss": 0.5},)}, polled_at=now
+    )
+    began = RoundStart(now - 2.0, 4, 1)
     return Position(now, 7.0, 3, 5, began, (1, 2, 3), '["of", 1, {}]\n', questions)
 
 
@@ -134,7 +137,7 @@ def example(hint: Any, number: int) -> Any:
     }[hint]()
 
 
-@pytest.mark.parametrize("cls", [Node, Sent, Iterates, Position])
+@pytest.mark.parametrize("cls", [Node, InFlightQuery, Iterates, Position])
 def test_every_field_of_what_the_server_knows_is_saved(cls: type) -> None:
     """A field that somebody adds is saved as it is declared, or this fails for want of a codec."""
     value, tensors = example(cls, 1000), {}
@@ -146,7 +149,7 @@ def test_every_field_of_what_the_server_knows_is_saved(cls: type) -> None:
 def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> None:
     state, skipped = played(1), SETTINGS | {"tables"}
     hints = {k: h for k, h in types_of(ServerState).items() if k not in skipped}
-    known = {"nodes": state.nodes, "book": state.book, "iterates": state.iterates}
+    known = {"nodes": state.nodes, "book": state.in_flight, "iterates": state.iterates}
     others = {k: example(h, 5000 + n) for n, (k, h) in enumerate(hints.items())} | known
     state = replace(state, **others)
     loaded, _ = through_a_file(state, tmp_path, 200.0)
@@ -166,7 +169,14 @@ def test_a_table_keeps_nothing_that_is_not_saved_derived_or_passed_again() -> No
 def test_every_number_of_seconds_is_known_as_one_of_a_clock_or_not() -> None:
     floats = {
         (cls, field.name)
-        for cls in (Node, Sent, Mark, ServerState, Question, Questions)
+        for cls in (
+            Node,
+            InFlightQuery,
+            RoundStart,
+            ServerState,
+            EvaluationRequest,
+            PendingEvaluations,
+        )
         for field in fields(cls)
         if "float" in str(get_type_hints(cls)[field.name])
     }
@@ -188,14 +198,18 @@ def test_a_state_goes_through_a_file_bit_for_bit(
         loaded, position = through_a_file(state, Path(name), now, weigh)
     shift = now - 200.0
     nodes = {key: replace(node, due=node.due + shift) for key, node in state.nodes.items()}
-    book = {key: replace(line, sent_at=line.sent_at + shift) for key, line in state.book.items()}
-    assert plain(loaded) == plain(replace(state, nodes=nodes, book=book))
-    assert list(loaded.nodes) == list(state.nodes) and list(loaded.book) == list(state.book)
+    book = {
+        key: replace(line, sent_at=line.sent_at + shift) for key, line in state.in_flight.items()
+    }
+    assert plain(loaded) == plain(replace(state, nodes=nodes, in_flight=book))
+    assert list(loaded.nodes) == list(state.nodes) and list(loaded.in_flight) == list(
+        state.in_flight
+    )
     before = position_at(200.0, state)
-    asked = {"m9": Question(2, 1, 197.0 + shift)}
-    questions = replace(before.questions, asked=asked, looked=200.0 + shift)
-    mark = Mark(198.0 + shift, 4, 1)
-    assert position == replace(before, now=now, mark=mark, questions=questions)
+    asked = {"m9": EvaluationRequest(2, 1, 197.0 + shift)}
+    questions = replace(before.evaluations, requests=asked, polled_at=200.0 + shift)
+    mark = RoundStart(198.0 + shift, 4, 1)
+    assert position == replace(before, now=now, round_start=mark, evaluations=questions)
 
 
 @given(st.integers(0, 2**32))
@@ -228,7 +242,9 @@ def test_an_optimizer_with_a_state_of_its_own_keeps_it(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_is_met_again_is_written_once(tmp_path: Path) -> None:
-    state = begin(MODEL, ["mean"], CoordinateWiseMedian(), SGD(0.1), Policy(), torch.device("cpu"))
+    state = initial_state(
+        MODEL, ["mean"], CoordinateWiseMedian(), SGD(0.1), Policy(), torch.device("cpu")
+    )
     _, tensors = dump(state, position_at(1.0, state), {})
     assert sum(tensor.shape == (4,) for tensor in tensors.values()) == 1
 
@@ -261,8 +277,8 @@ def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: s
     names = {1: 10**15 + 1, 2: 10**15 + 2, 3: 10**15 + 3}
     state = played(seed)
     nodes = {names[key]: node for key, node in state.nodes.items()}
-    book = {k: replace(line, node_id=names[line.node_id]) for k, line in state.book.items()}
-    state = replace(state, nodes=nodes, book=book, founders=frozenset(names.values()))
+    book = {k: replace(line, node_id=names[line.node_id]) for k, line in state.in_flight.items()}
+    state = replace(state, nodes=nodes, in_flight=book, initial_nodes=frozenset(names.values()))
     present = [names.get(node_id, node_id) for node_id in sorted(here)]
     rows = {
         key: state.tables.parameters.view().rows[n.row].tolist()
@@ -270,7 +286,7 @@ def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: s
         if n.row is not None
     }
     after = without_absent(state, present)
-    text = json.dumps(dump(after, Position(0.0, 0.0, 1, 1, Mark(0.0)), {})[0])
+    text = json.dumps(dump(after, Position(0.0, 0.0, 1, 1, RoundStart(0.0)), {})[0])
     assert all(str(name) in text for name in present)
     assert not any(str(name) in text for name in set(names.values()) - set(present))
     kept = [key for key in present if key in rows]
@@ -279,7 +295,7 @@ def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: s
     for key in kept:
         assert after.tables.parameters.view().rows[after.nodes[key].row].tolist() == rows[key]
         assert after.tables.parameters.counts[after.nodes[key].row] == after.nodes[key].accepted  # type: ignore[index]
-    assert after.awaited == after.founders == frozenset(present)
+    assert after.quorum_pending == after.initial_nodes == frozenset(present)
     assert after.accepted == state.accepted
 
 
@@ -522,12 +538,12 @@ def test_a_rule_is_described_with_its_settings_and_without_addresses(
 
 
 def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
-    own = identity_of(fresh(), CoordinateWiseMedian())
-    check_identity(own, own, "checkpoint-1")
+    own = run_fingerprint(fresh(), CoordinateWiseMedian())
+    check_fingerprint(own, own, "checkpoint-1")
     assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
     for name in own:
         with pytest.raises(ConfigError, match=f"^{name}=.*when checkpoint-1 was written: other"):
-            check_identity({**own, name: "other"}, own, "checkpoint-1")
+            check_fingerprint({**own, name: "other"}, own, "checkpoint-1")
 
 
 def test_the_tables_are_all_of_the_state_s() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,20 @@ from flwr.serverapp.strategy import Result, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync import (
+    AsyncRobust,
+    ConfigError,
+    CorrectedGradients,
+    Gradient,
+    Gradients,
+    Models,
+    Momenta,
+    Payload,
+    Query,
+    Reason,
+    VirtualGrid,
+    client_app,
+)
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.attacks import Little
@@ -30,11 +44,12 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import mu2
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.server.early_stopping import EarlyStop
-from flwr_byzasync.server.training import RETURN_SECONDS
+from flwr_byzasync.server.training import RECONNECT_SECONDS
 from flwr_byzasync.simulation import virtual_grid as simulation_module
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
-from flwr_byzasync.weights import StalenessDiscount
+from flwr_byzasync.weights import Capped, StalenessDiscount
 from tests.apps.virtual import run_app
+from tests.settings import grouped
 
 RULES: dict[str, Aggregator] = {
     "cwmed": CoordinateWiseMedian(),
@@ -45,12 +60,10 @@ NODES = 6
 ROUNDS = 4
 POLICIES: dict[str, dict[str, Any]] = {
     "counts": {},
-    "capped, by age": {"weights": "staleness", "max_share": 0.3, "max_pace": 2.0},
-    "waits and drops": {"below_min_nodes": "wait", "min_nodes": 3, "lost_rows": "drop"},
-    "models": {"payload": "model", "momentum": 0.5},
-    "the server corrects": {
-        "payload": "gradient", "correction": "server", "beta": None, "lost_rows": "drop"
-    },
+    "capped, by age": {"weights": Capped(StalenessDiscount(), 0.3), "max_rate": 2.0},
+    "waits and drops": {"on_loss": "wait", "nodes": 3, "departed": "drop"},
+    "models": {"payload": Models(momentum=0.5)},
+    "the server corrects": {"payload": CorrectedGradients(beta=None), "departed": "drop"},
 }  # fmt: skip
 CHURN = (
     Churn(1.3, 1, "leave"),
@@ -149,10 +162,12 @@ class Run:
             "updates_per_round": 9,
             "buffers": ["seen"],
             "checkpoints": None if folder is None else Checkpoints(folder, every_rounds=2),
-            "resume": resume,
             **changes,
         }
-        self.strategy = AsyncRobust(**given)
+        resume = given.pop("resume", resume)
+        if given["checkpoints"] is not None:
+            given["checkpoints"] = replace(given["checkpoints"], resume=resume)
+        self.strategy = AsyncRobust(**grouped(**given))
         self.evaluated: list[int] = []
         self.result: Result | None = None
 
@@ -171,9 +186,9 @@ class Run:
     @property
     def outcome(self) -> tuple[Any, ...]:
         """Everything that two runs have in common if they are the same."""
-        assert self.result is not None and self.strategy._session is not None
+        assert self.result is not None and self.strategy._hooks.endpoint is not None
         arrays = self.result.arrays.to_torch_state_dict()
-        state = self.strategy._session.state
+        state = self.strategy._hooks.endpoint.state
         kept = state.tables.parameters
         return (
             {name: array.tolist() for name, array in arrays.items()},
@@ -183,8 +198,8 @@ class Run:
             {k: dict(v) for k, v in self.result.evaluate_metrics_clientapp.items()},
             self.strategy.statistics(),
             [(key, plain(node)) for key, node in state.nodes.items()],
-            [(key, plain(line)) for key, line in state.book.items()],
-            (dict(state.reasons), state.queries, state.founders, state.awaited),
+            [(key, plain(line)) for key, line in state.in_flight.items()],
+            (dict(state.reasons), state.next_query_id, state.initial_nodes, state.quorum_pending),
         )
 
 
@@ -253,7 +268,7 @@ def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit() -> 
             assert (*resumed.outcome, grid.clock()) == (*whole, clock), kill_at
 
 
-ALIKE = (5, range(1, 12), {"min_nodes": 3})
+ALIKE = (5, range(1, 12), {"nodes": 3})
 SLOW = (50.0, 50.0, 700.0, 700.0, 1e5)
 """At 700 s four replies arrive at once, and the third shows that the fifth node is far slower."""
 GIVING_UP = ([VirtualNode(compute=seconds) for seconds in SLOW], range(27, 31), {})
@@ -301,8 +316,8 @@ def killed_at(kill_at: int, folder: Path, **settings: Any) -> Run:
 
 
 def state_of(run: Run) -> Any:
-    assert run.strategy._session is not None
-    return run.strategy._session.state
+    assert run.strategy._hooks.endpoint is not None
+    return run.strategy._hooks.endpoint.state
 
 
 def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
@@ -334,7 +349,7 @@ def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
     assert after.result is not None
     assert sorted(after.result.evaluate_metrics_serverapp) == [0, 1, 2, 3, 4]
     assert after.strategy.statistics().accepted == state.accepted >= 9 * ROUNDS
-    assert after.strategy.statistics().former == 28
+    assert after.strategy.statistics().departed_replies == 28
     assert state.reasons == {}
 
 
@@ -351,7 +366,7 @@ def test_with_half_of_the_nodes_theirs_are_kept_and_asked_again(tmp_path: Path) 
     )
     assert all(node.accepted > old for node, old in zip(state.nodes.values(), counts, strict=False))
     assert state.reasons == {Reason.LOST: 3}
-    assert after.strategy.statistics().former == sum(counts[3:])
+    assert after.strategy.statistics().departed_replies == sum(counts[3:])
 
 
 def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None:
@@ -363,11 +378,11 @@ def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None
         grid.sleep(0.5)
         assert len(grid.get_node_ids()) == 2
         after = Run(tmp_path).start(grid)
-        assert 60.0 < grid.clock() < RETURN_SECONDS
+        assert 60.0 < grid.clock() < RECONNECT_SECONDS
     nodes = state_of(after).nodes
     assert nodes.keys() == counts.keys() and len(state_of(after).tables.parameters) == NODES
     assert all(node.accepted >= counts[node_id] for node_id, node in nodes.items())
-    assert after.strategy.statistics().former == 0
+    assert after.strategy.statistics().departed_replies == 0
 
 
 def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
@@ -390,23 +405,23 @@ def test_a_message_id_that_the_new_network_gives_again_loses_no_node(tmp_path: P
 def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    killed_at(20, tmp_path, min_nodes=5)
+    killed_at(20, tmp_path, nodes=5)
     monkeypatch.setattr(simulation_module, "FIRST_NODE_ID", 500)
     with federation(nodes=2) as grid:
-        alone = Run(tmp_path, min_nodes=5).start(grid, timeout=50.0)
+        alone = Run(tmp_path, nodes=5).start(grid, timeout=50.0)
     assert "Only 2 of 5 nodes connected within timeout=50 seconds" in caplog.text
     assert alone.evaluated == []
     with federation(nodes=5) as grid:
-        assert Run(tmp_path, min_nodes=5).start(grid).evaluated == [3, 4]
+        assert Run(tmp_path, nodes=5).start(grid).evaluated == [3, 4]
 
 
 def test_a_finished_run_has_its_result_at_once_and_takes_more_rounds(tmp_path: Path) -> None:
     with federation() as grid:
         first = Run(tmp_path).start(grid)
-        asked, clock = state_of(first).queries, grid.clock()
+        asked, clock = state_of(first).next_query_id, grid.clock()
         again = Run(tmp_path).start(grid)
         assert again.outcome == first.outcome and again.evaluated == []
-        assert (state_of(again).queries, grid.clock()) == (asked, clock)
+        assert (state_of(again).next_query_id, grid.clock()) == (asked, clock)
         more = Run(tmp_path).start(grid, rounds=ROUNDS + 2)
     assert more.evaluated == [ROUNDS + 1, ROUNDS + 2]
     assert more.result is not None
@@ -417,7 +432,7 @@ def test_what_is_no_part_of_the_algorithm_may_change(tmp_path: Path) -> None:
     killed_at(28, tmp_path)
     with federation() as grid:
         after = Run(
-            tmp_path, updates_per_round=4, min_nodes=2, reply_timeout=50.0, shut_after=9
+            tmp_path, updates_per_round=4, nodes=2, reply_timeout=50.0, max_consecutive_faults=9
         ).start(grid, rounds=6)
     assert after.evaluated == [3, 4, 5, 6]
     assert state_of(after).accepted == 25 + 4 * 4
@@ -460,32 +475,29 @@ def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
         Run(tmp_path, resume=False).start(grid)
 
 
-@pytest.mark.parametrize("changes", [{"beta": 0.5}, {"correction": "client", "beta": 0.25}])
-def test_replies_that_are_read_otherwise_are_refused(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    first = next(iter(changes))
+@pytest.mark.parametrize("payload", [CorrectedGradients(0.5), Gradients(), Momenta()])
+def test_another_payload_is_refused(tmp_path: Path, payload: Payload) -> None:
     given = POLICIES["the server corrects"]
     killed_at(12, tmp_path, **given)
-    with federation() as grid, pytest.raises(ConfigError, match=rf"^{first}="):
-        Run(tmp_path, **{**given, **changes}).start(grid)
+    with federation() as grid, pytest.raises(ConfigError, match=r"^payload='.*CorrectedGradients"):
+        Run(tmp_path, **{**given, "payload": payload}).start(grid)
 
 
 @pytest.mark.parametrize("stop", [EarlyStop("replies", at_least=18), EarlyStop(seconds=5.0)])
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop) -> None:
     """Also where it was killed before it could say so, after its last checkpoint."""
     with federation() as grid:
-        whole = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        whole = Run(tmp_path / "a", callbacks=[stop]).start(grid, rounds=50)
         clock = grid.clock()
-        again = Run(tmp_path / "a", early_stop=stop).start(grid, rounds=50)
+        again = Run(tmp_path / "a", callbacks=[stop]).start(grid, rounds=50)
         assert again.outcome == whole.outcome and again.evaluated == []
         assert grid.clock() == clock
     rounds = max(whole.evaluated)
     assert 1 < rounds < 10
     with federation() as grid:
         with pytest.raises(KeyboardInterrupt):
-            Run(tmp_path / "b", early_stop=stop).start(Killing(grid, 9 * rounds), rounds=50)
-        assert Run(tmp_path / "b", early_stop=stop).start(grid, rounds=50).outcome == whole.outcome
+            Run(tmp_path / "b", callbacks=[stop]).start(Killing(grid, 9 * rounds), rounds=50)
+        assert Run(tmp_path / "b", callbacks=[stop]).start(grid, rounds=50).outcome == whole.outcome
         more = Run(tmp_path / "b").start(grid, rounds=rounds + 1)
     assert more.evaluated == [rounds + 1]
 
@@ -494,14 +506,14 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop)
     ("settings", "argument"),
     [
         ({"checkpoints": "/tmp/run1"}, "checkpoints"),
-        ({"checkpoints": None, "resume": True}, "resume"),
-        ({"resume": 1}, "resume"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AsyncRobust(CoordinateWiseMedian(), SGD(0.1), **settings)
     assert caught.value.argument == argument
+    with pytest.raises(ConfigError, match=r"^resume=1 "):
+        Checkpoints("/tmp/run1", resume=1)  # type: ignore[arg-type]
 
 
 def test_flowers_synchronous_loop_is_refused_because_nothing_would_be_written(
@@ -523,8 +535,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     newest.write_bytes(newest.read_bytes()[:-100])
     with federation() as grid:
         after = Run(tmp_path).start(grid)
-    assert f"Checkpoint {newest.name} is not used: it is no whole safetensors file" in caplog.text
-    assert f"Going on from {older.name}" in caplog.text
+    assert (
+        f"Checkpoint {newest.name} is not used: it is not a complete safetensors file"
+        in caplog.text
+    )
+    assert f"Resuming from {older.name}" in caplog.text
     assert after.evaluated == [3, 4]
 
 
@@ -532,7 +547,7 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> No
     killed_at(30, tmp_path)
     for path in tmp_path.glob("checkpoint-*"):
         path.write_bytes(b"")
-    with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a whole checkpoint"):
+    with federation() as grid, pytest.raises(ConfigError, match=r"^folder=.*a complete checkpoint"):
         Run(tmp_path).start(grid)
 
 
@@ -540,7 +555,7 @@ class StoppedError(BaseException):
     """As Flower tells that a run was stopped: no Exception."""
 
 
-@pytest.mark.parametrize("where", ["evaluate_fn", "on_round_end", "grid", "rule"])
+@pytest.mark.parametrize("where", ["evaluate_fn", "callback", "grid", "rule"])
 def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, where: str) -> None:
     """All but that of a rule, which may come when a row is replaced and nobody knows of it."""
     calls = 0
@@ -557,24 +572,24 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
 
     settings: dict[str, Any] = {"checkpoints": Checkpoints(tmp_path, every_rounds=1000)}
     with federation() as grid:
-        whole = Run(None, on_round_end=lambda *_: None).start(grid).outcome
+        whole = Run(None, callbacks=[lambda *_: None]).start(grid).outcome
     with federation() as grid:
-        run = Run(tmp_path, **settings)
+        own: dict[str, Any] = {"callback": {"callbacks": [fails]}, "rule": {"aggregator": rule}}
+        run = Run(tmp_path, **settings, **own.get(where, {}))
         if where == "evaluate_fn":
             evaluate = run.evaluate
             run.evaluate = lambda *given: fails() or evaluate(*given)  # type: ignore[method-assign]
-        elif where == "on_round_end":
-            run.strategy.on_round_end = fails
-        elif where == "rule":
-            run.strategy.aggregator = rule
-        else:
+        elif where == "grid":
             pull, reached = grid.pull_messages, lambda: run.strategy.statistics().accepted > 12
             grid.pull_messages = lambda ids: (reached() and fails()) or pull(ids)  # type: ignore
         with pytest.raises(StoppedError, match=where):
             run.start(grid)
         assert len(list(tmp_path.iterdir())) == (where != "rule")
         if where == "rule":
-            assert run.strategy._session is not None and run.strategy._session.torn
+            assert (
+                run.strategy._hooks.endpoint is not None
+                and run.strategy._hooks.endpoint.inconsistent
+            )
             return
         assert Run(tmp_path, **settings).start(grid).outcome == whole
 
@@ -582,9 +597,9 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
 def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "reply_timeout": np.int64(600), "min_reply_timeout": np.float32(60),
-        "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_pace": Fraction(5, 2),
-        "weights": StalenessDiscount(np.float32(0.5)), "max_share": np.float64(0.5),
-        "early_stop": EarlyStop(seconds=np.int32(10**6)),
+        "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_rate": Fraction(5, 2),
+        "weights": Capped(StalenessDiscount(np.float32(0.5)), np.float64(0.5)),
+        "callbacks": [EarlyStop(seconds=np.int32(10**6))],
     }  # fmt: skip
     checkpoints = Checkpoints(tmp_path, np.int64(1), np.float32(600), np.int64(2))
     with federation() as grid:
@@ -625,9 +640,9 @@ def test_a_run_that_ended_with_every_node_shut_asks_them_when_it_goes_on(tmp_pat
             run = Run(tmp_path)
             strategy = run.strategy
             run.start(grid, timeout=2000.0)
-        assert bool(strategy.statistics().gave_up) == ill[0]
+        assert bool(strategy.statistics().stop_reason) == ill[0]
         if ill[0]:
-            assert "every connected node is shut" in strategy.statistics().gave_up
+            assert "every connected node is shut" in strategy.statistics().stop_reason
             assert 1000 < grid.clock() < 2100
     assert strategy.statistics().accepted >= 9 * ROUNDS
 

@@ -17,7 +17,6 @@ from flwr_byzasync.weights import (
     StalenessDiscount,
     Uniform,
     WeightPolicy,
-    weighting,
 )
 
 CPU = torch.device("cpu")
@@ -218,7 +217,7 @@ def test_a_direction_is_the_rule_s_own_call_under_every_policy_and_churn(
 
 def test_a_rule_is_kept_up_to_date_while_weights_are_whole_numbers_and_not_beyond() -> None:
     rule = RunningMean()
-    table: Table[object] = Table(rule, 1, torch.float64, CPU, weighting("counts", 0.4))
+    table: Table[object] = Table(rule, 1, torch.float64, CPU, Capped(Counts(), 0.4))
     one = torch.ones(1).double()
     for index in range(3):
         table.replace(index, one)

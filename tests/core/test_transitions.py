@@ -7,19 +7,13 @@ import torch
 
 from flwr_byzasync import Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.core.events import (
-    due_nodes,
-    on_clock,
-    on_connected,
-    on_reply,
-    on_sent,
-    on_unsent,
-)
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Rejected, ServerState, Update, begin
+from flwr_byzasync.core.events import due_nodes, on_clock, on_reply, on_sent, on_unsent
+from flwr_byzasync.core.membership import on_connected
+from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Effect, Event, Status, move
 from flwr_byzasync.errors import INFRASTRUCTURE_FAULTS
 from flwr_byzasync.optimizers import SGD
+from tests.settings import policy_of
 
 NODE, OTHER = 1, 2
 FAULT = Rejected(Reason.NON_FINITE)
@@ -29,32 +23,39 @@ def update(value: float = 1.0) -> Update:
     return Update(torch.tensor([value]), torch.empty(0), torch.empty(0, dtype=torch.int64))
 
 
-def fresh(shut_after: int = 3, **settings: Any) -> ServerState:
-    policy = Policy(**{"min_nodes": 1, "shut_after": shut_after, "reply_timeout": 10.0, **settings})
+def fresh(max_consecutive_faults: int = 3, **settings: Any) -> ServerState:
+    policy = policy_of(
+        **{
+            "nodes": 1,
+            "max_consecutive_faults": max_consecutive_faults,
+            "reply_timeout": 10.0,
+            **settings,
+        }
+    )
     start = {"w": torch.tensor([0.0])}
-    state = begin(start, (), CoordinateWiseMedian(), SGD(1.0), policy, torch.device("cpu"))
+    state = initial_state(start, (), CoordinateWiseMedian(), SGD(1.0), policy, torch.device("cpu"))
     return on_connected(state, [NODE, OTHER])
 
 
 def asked(state: ServerState, message: str = "m", now: float = 0.0) -> ServerState:
-    return on_sent(state, NODE, message, state.queries, now)
+    return on_sent(state, NODE, message, state.next_query_id, now)
 
 
 def brought_to(
-    status: Status, shut_after: int = 3, heard: bool = False, **settings: Any
+    status: Status, max_consecutive_faults: int = 3, heard: bool = False, **settings: Any
 ) -> ServerState:
     """Return a state in which the node has the status; if it owes a reply, to the message m."""
-    state = fresh(1 if status is Status.SHUT else shut_after, **settings)
+    state = fresh(1 if status is Status.QUARANTINED else max_consecutive_faults, **settings)
     if heard:
         state = on_reply(asked(state), "m", update(), now=0.0)
     match status:
         case Status.IDLE:
             return state
-        case Status.ASKED:
+        case Status.QUERIED:
             return asked(state)
         case Status.LOST:
             return on_connected(asked(state), [OTHER])
-        case Status.SHUT:
+        case Status.QUARANTINED:
             return on_reply(asked(state), "m", FAULT, now=1.0)
 
 
@@ -76,7 +77,7 @@ def happens(state: ServerState, event: Event) -> ServerState:
 
 @pytest.mark.parametrize(("status", "event"), TRANSITIONS)
 def test_every_row_of_the_table_is_carried_out(status: Status, event: Event) -> None:
-    before = brought_to(status, shut_after=1 if event is Event.LAST_FAULT else 3)
+    before = brought_to(status, max_consecutive_faults=1 if event is Event.LAST_FAULT else 3)
     assert before.nodes[NODE].status is status
     after = happens(before, event)
     becomes, effects = TRANSITIONS[status, event]
@@ -92,7 +93,7 @@ def test_every_row_of_the_table_is_carried_out(status: Status, event: Event) -> 
 
 @pytest.mark.parametrize("event", [Event.UPDATE, Event.FAULT, Event.LAST_FAULT, Event.SILENT])
 def test_nothing_that_arrives_opens_a_node_that_is_shut(event: Event) -> None:
-    assert move(Status.SHUT, event) == (Status.SHUT, ())
+    assert move(Status.QUARANTINED, event) == (Status.QUARANTINED, ())
 
 
 def test_every_status_and_event_has_a_row() -> None:
@@ -103,8 +104,8 @@ def test_every_status_and_event_has_a_row() -> None:
 
 @pytest.mark.parametrize(("status", "event"), TRANSITIONS)
 def test_a_row_is_dropped_exactly_where_the_table_says_so(status: Status, event: Event) -> None:
-    shut_after = 1 if event is Event.LAST_FAULT else 3
-    before = brought_to(status, shut_after, lost_rows="drop", heard=True)
+    max_consecutive_faults = 1 if event is Event.LAST_FAULT else 3
+    before = brought_to(status, max_consecutive_faults, departed="drop", heard=True)
     if status is Status.LOST:
         assert before.nodes[NODE].row is None and len(before.tables.parameters) == 0
         return
@@ -121,7 +122,11 @@ def test_a_reply_to_no_message_of_the_book_is_counted_and_ignored(status: Status
     before = brought_to(status)
     after = on_reply(before, "invented", update(9.0), now=1.0)
     assert after.reasons[Reason.UNSOLICITED] == 1
-    assert (after.nodes, after.book, after.accepted) == (before.nodes, before.book, before.accepted)
+    assert (after.nodes, after.in_flight, after.accepted) == (
+        before.nodes,
+        before.in_flight,
+        before.accepted,
+    )
     assert after.iterates is before.iterates
 
 
@@ -136,10 +141,10 @@ def test_a_replay_gains_no_weight() -> None:
 
 def test_a_late_reply_counts_with_its_staleness() -> None:
     state = asked(fresh())
-    state = on_sent(state, OTHER, "o", state.queries, 0.0)
+    state = on_sent(state, OTHER, "o", state.next_query_id, 0.0)
     for k in range(3):
         state = on_reply(state, "o" if k == 0 else f"o{k}", update(), now=float(k))
-        state = on_sent(state, OTHER, f"o{k + 1}", state.queries, float(k))
+        state = on_sent(state, OTHER, f"o{k + 1}", state.next_query_id, float(k))
     state = on_clock(state, now=11.0)
     assert state.nodes[NODE].status is Status.LOST
     late = on_reply(state, "m", update(), now=12.0)
@@ -149,7 +154,7 @@ def test_a_late_reply_counts_with_its_staleness() -> None:
 
 def test_asking_a_lost_node_again_strikes_its_old_message_out() -> None:
     state = asked(on_clock(asked(fresh()), now=20.0), "second", now=40.0)
-    assert [line.node_id for line in state.book.values()] == [NODE]
+    assert [line.node_id for line in state.in_flight.values()] == [NODE]
     assert on_reply(state, "m", update(), now=41.0).reasons[Reason.UNSOLICITED] == 1
 
 
@@ -170,25 +175,25 @@ def test_a_node_is_given_ten_times_its_usual_time_within_a_minute_and_the_time_l
     took: float, limit: float
 ) -> None:
     state = asked(fresh(reply_timeout=600.0))
-    assert state.book["m"].limit == 600.0
+    assert state.in_flight["m"].limit == 600.0
     state = asked(on_reply(state, "m", update(), now=took), now=took)
-    assert on_clock(state, took + limit).nodes[NODE].status is Status.ASKED
+    assert on_clock(state, took + limit).nodes[NODE].status is Status.QUERIED
     assert on_clock(state, took + limit + 0.1).nodes[NODE].status is Status.LOST
 
 
 def test_the_pace_of_others_does_not_shorten_a_node_s_time() -> None:
     state = fresh(reply_timeout=600.0)
     for k in range(20):
-        state = on_sent(state, OTHER, "o", state.queries, float(k))
+        state = on_sent(state, OTHER, "o", state.next_query_id, float(k))
         state = on_reply(state, "o", update(), float(k) + 0.1)
-    assert asked(state).book["m"].limit == 600.0
+    assert asked(state).in_flight["m"].limit == 600.0
 
 
 def test_one_slow_reply_among_fast_ones_does_not_change_a_node_s_time() -> None:
     state = fresh(reply_timeout=600.0)
     for took in (1.0, 1.0, 500.0, 1.0, 1.0):
         state = on_reply(asked(state), "m", update(), now=took)
-    assert asked(state).book["m"].limit == 60.0
+    assert asked(state).in_flight["m"].limit == 60.0
 
 
 def test_waits_after_silences_reach_64_time_limits_and_no_more() -> None:
@@ -218,7 +223,7 @@ def test_a_shut_node_is_asked_again_after_a_time_limit_doubled_each_time_it_is_s
     for _ in range(3):
         state = on_reply(asked(state, "m", now), "m", FAULT, now)
     for _ in range(9):
-        assert state.nodes[NODE].status is Status.SHUT
+        assert state.nodes[NODE].status is Status.QUARANTINED
         waits.append(state.nodes[NODE].due - now)
         assert due_nodes(state, [NODE], state.nodes[NODE].due - 0.1) == []
         now = state.nodes[NODE].due
@@ -231,10 +236,10 @@ def test_one_usable_reply_makes_a_shut_node_an_ordinary_one_with_its_count() -> 
     state = on_reply(asked(fresh()), "m", update(), now=0.0)
     for _ in range(4):
         state = on_reply(asked(state), "m", FAULT, now=0.0)
-    assert state.nodes[NODE].shuts == 2
+    assert state.nodes[NODE].quarantines == 2
     state = on_reply(asked(state), "m", update(), now=99.0)
     node = state.nodes[NODE]
-    assert (node.accepted, node.faults, node.shuts, node.due) == (2, 0, 0, 99.0)
+    assert (node.accepted, node.faults, node.quarantines, node.due) == (2, 0, 0, 99.0)
     for _ in range(2):
         state = on_reply(asked(state), "m", FAULT, now=99.0)
     assert state.nodes[NODE].status is Status.IDLE
@@ -242,40 +247,42 @@ def test_one_usable_reply_makes_a_shut_node_an_ordinary_one_with_its_count() -> 
 
 @pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_does_not_shut_a_node_on_its_way_back(reason: Reason) -> None:
-    state = on_reply(asked(brought_to(Status.SHUT), now=50.0), "m", Rejected(reason), now=50.0)
-    assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].shuts == 1
+    state = on_reply(
+        asked(brought_to(Status.QUARANTINED), now=50.0), "m", Rejected(reason), now=50.0
+    )
+    assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].quarantines == 1
     again = on_reply(asked(state, now=60.0), "m", FAULT, now=60.0)
-    assert again.nodes[NODE].status is Status.SHUT and again.nodes[NODE].due == 60.0 + 20.0
+    assert again.nodes[NODE].status is Status.QUARANTINED and again.nodes[NODE].due == 60.0 + 20.0
 
 
 def test_where_rounds_set_the_pace_only_a_shut_node_waits() -> None:
     state = on_reply(asked(fresh()), "m", FAULT, now=0.0)
     assert due_nodes(state, [NODE], 0.0) == []
     assert due_nodes(state, [NODE], 0.0, at_once=True) == [NODE]
-    shut = brought_to(Status.SHUT)
+    shut = brought_to(Status.QUARANTINED)
     assert due_nodes(shut, [NODE], 1.0, at_once=True) == []
     assert due_nodes(shut, [NODE], 11.0, at_once=True) == [NODE]
 
 
 def test_a_dropped_row_takes_no_other_node_s_place_and_comes_back_with_its_count() -> None:
-    state = fresh(lost_rows="drop")
+    state = fresh(departed="drop")
     for node, value in ((NODE, 1.0), (OTHER, 2.0), (3, 3.0), (OTHER, 5.0)):
         state = on_connected(state, [NODE, OTHER, 3])
-        state = on_sent(state, node, "m", state.queries, 0.0)
+        state = on_sent(state, node, "m", state.next_query_id, 0.0)
         state = on_reply(state, "m", update(value), 0.0)
     state = on_connected(state, [NODE, 3])
     assert [state.nodes[n].row for n in (NODE, OTHER, 3)] == [0, None, 1]
     assert state.tables.parameters.view().rows.tolist() == [[1.0], [3.0]]
     assert state.tables.parameters.counts == (1, 1) and state.accepted == 4
     for node, value in ((3, 4.0), (OTHER, 6.0)):
-        state = on_sent(state, node, "m", state.queries, 0.0)
+        state = on_sent(state, node, "m", state.next_query_id, 0.0)
         state = on_reply(state, "m", update(value), 0.0)
     assert state.tables.parameters.view().rows.tolist() == [[1.0], [4.0], [6.0]]
     assert state.tables.parameters.counts == (1, 2, 3)
 
 
 def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -> None:
-    state = on_reply(asked(fresh(shut_after=9)), "m", update(), now=4.0)
+    state = on_reply(asked(fresh(max_consecutive_faults=9)), "m", update(), now=4.0)
     waits = []
     for _ in range(3):
         state = on_reply(asked(state, "m", 10.0), "m", FAULT, now=10.0)
@@ -284,7 +291,7 @@ def test_a_faulty_node_waits_its_usual_pace_doubled_with_each_fault_in_a_row() -
 
 
 def test_no_wait_grows_beyond_64_times_its_first_length() -> None:
-    state = fresh(shut_after=100)
+    state = fresh(max_consecutive_faults=100)
     for _ in range(20):
         state = on_reply(asked(state, "m", 0.0), "m", FAULT, now=0.0)
     assert state.nodes[NODE].due == 64.0
@@ -292,7 +299,7 @@ def test_no_wait_grows_beyond_64_times_its_first_length() -> None:
 
 @pytest.mark.parametrize("reason", sorted(INFRASTRUCTURE_FAULTS, key=lambda reason: reason.name))
 def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Reason) -> None:
-    state = fresh(shut_after=1)
+    state = fresh(max_consecutive_faults=1)
     for _ in range(3):
         state = on_reply(asked(state), "m", Rejected(reason), now=1.0)
     assert state.nodes[NODE].status is Status.IDLE and state.nodes[NODE].due == 5.0
@@ -300,7 +307,7 @@ def test_a_fault_of_the_network_makes_a_node_wait_and_never_shuts_it(reason: Rea
 
 
 def test_an_accepted_reply_forgives_earlier_faults() -> None:
-    state = fresh(shut_after=2)
+    state = fresh(max_consecutive_faults=2)
     for reply in (FAULT, update(), FAULT, update()):
         state = on_reply(asked(state), "m", reply, now=1.0)
     assert state.nodes[NODE].faults == 0 and state.nodes[NODE].status is Status.IDLE

@@ -216,7 +216,7 @@ def test_a_wrong_value_ends_the_run_with_one_sentence_before_training(
 def test_too_few_nodes_stop_the_run_with_the_command_to_type(flower: LocalFlower) -> None:
     stopped = flower.run("seed=1", nodes=2, resources="init-args-num-cpus=1")
     assert stopped.status == "finished:failed", stopped.tail()
-    told = [line for line in log_lines(stopped, "min-nodes=10 ") if line.startswith("ERROR")]
+    told = [line for line in log_lines(stopped, "quorum=10 ") if line.startswith("ERROR")]
     assert len(told) == 1, stopped.tail()
     assert "the 2 nodes of the federation" in told[0]
     assert (

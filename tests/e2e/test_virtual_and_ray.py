@@ -16,7 +16,7 @@ pytestmark = since(1, 41, "the reference app is run by `flwr run --federation-co
 CHANGES = {
     "model": "mlp-bn",
     "byzantine_nodes": 0,
-    "min_nodes": 1,
+    "quorum": 1,
     "num_server_rounds": 2,
     "updates_per_round": 20,
 }

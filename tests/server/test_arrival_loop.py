@@ -9,11 +9,12 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from flwr_byzasync import AsyncRobust
+from flwr_byzasync import AsyncRobust, Liveness
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import grouped
 
 START = {"w": torch.tensor([4.0, -4.0])}
 
@@ -23,8 +24,9 @@ def grid_of_three() -> FakeGrid:
 
 
 def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
-    rule, clock = CoordinateWiseMedian(), grid.clock
-    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, min_nodes=3, **settings)
+    del grid
+    rule = CoordinateWiseMedian()
+    return AsyncRobust(rule, SGD(0.1), **grouped(nodes=3, **settings))
 
 
 def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_takes() -> None:
@@ -56,7 +58,7 @@ def test_who_stood_still_with_everybody_else_is_not_late(
 ) -> None:
     """A suspended machine: server, nodes and messages alike, for two hours."""
     if not noticed:
-        monkeypatch.setattr("flwr_byzasync.server.arrival_loop.STANDSTILL", float("inf"))
+        monkeypatch.setattr("flwr_byzasync.server.arrival_loop.CLOCK_JUMP_SECONDS", float("inf"))
     grid, slept = grid_of_three(), []
 
     def sleep(seconds: float) -> None:
@@ -66,17 +68,16 @@ def test_who_stood_still_with_everybody_else_is_not_late(
             grid.clock.now += 7200.0
             grid.waiting = {key: (at + 7200.0, m) for key, (at, m) in grid.waiting.items()}
 
-    strategy = AsyncRobust(
-        CoordinateWiseMedian(), SGD(0.1), clock=grid.clock, sleep=sleep, min_nodes=3
-    )
+    grid.sleep = sleep  # type: ignore[method-assign]
+    strategy = strategy_on(grid)
     with caplog.at_level(logging.WARNING, "flwr"):
         strategy.start(grid, ArrayRecord(START), 20)
     statistics = strategy.statistics()
     if noticed:
-        assert statistics.accepted == 60 and statistics.reasons == {} and not statistics.gave_up
-        assert "The run stood still for 7200 seconds" in caplog.text
+        assert statistics.accepted == 60 and statistics.reasons == {} and not statistics.stop_reason
+        assert "The run was suspended for 7200 seconds" in caplog.text
     else:
-        assert statistics.accepted < 60 and "no reply was accepted" in statistics.gave_up
+        assert statistics.accepted < 60 and "no reply was accepted" in statistics.stop_reason
 
 
 def test_a_signal_is_noticed_soon_however_seldom_the_network_is_looked_at(tmp_path: Path) -> None:
@@ -91,11 +92,10 @@ def test_a_signal_is_noticed_soon_however_seldom_the_network_is_looked_at(tmp_pa
     strategy = AsyncRobust(
         CoordinateWiseMedian(),
         SGD(0.1),
-        clock=grid.clock,
-        sleep=sleep,
-        poll_interval=300.0,
+        liveness=Liveness(poll_interval=300.0),
         checkpoints=Checkpoints(tmp_path),
     )
+    grid.sleep = sleep  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         strategy.start(grid, ArrayRecord(START), 20)
     assert raised[0] <= grid.clock.now <= raised[0] + 1.0 and len(list(tmp_path.iterdir())) == 1
@@ -115,8 +115,8 @@ def test_a_run_that_ends_in_a_pause_says_that_it_waited_for_more_nodes(
 
     grid.on_pull = leave
     with caplog.at_level(logging.ERROR, "flwr"):
-        strategy = strategy_on(grid, below_min_nodes=below)
+        strategy = strategy_on(grid, on_loss=below)
         strategy.start(grid, ArrayRecord(START), 100, timeout=30.0)
     [said] = caplog.messages
     assert "no reply was accepted for timeout=30 seconds" in said
-    assert ("below_min_nodes='wait' waits for more nodes" in said) == (below == "wait")
+    assert ("on_loss='wait' waits for more nodes" in said) == (below == "wait")

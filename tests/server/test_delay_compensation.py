@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, ConfigError
+from flwr_byzasync import AsyncRobust, ConfigError, Gradients, Models, Momenta
 from flwr_byzasync.aggregators import CGE, CTMA, Aggregator, CoordinateWiseMedian, Mean
 from flwr_byzasync.checkpoints.snapshot import described
-from flwr_byzasync.core.contribution import Reading
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import begin
+from flwr_byzasync.core.state import initial_state
 from flwr_byzasync.optimizers import SGD, Iterates, Optimizer
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.weights import Uniform
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.server.test_payloads import answer, ask, weights_of
+from tests.settings import policy_of
 from tests.wire.zoo import CPU
 
 NODES, SIZE = 4, 3
@@ -49,14 +48,14 @@ class Noting:
         return Iterates(state.start, x, x, state.step + 1)
 
 
-def session_of(rule: Aggregator, optimizer: Optimizer, share: float, start: Tensor) -> Session:
-    policy = Policy(min_nodes=1, reading=Reading("model", delay_compensation=share))
-    state = begin({"w": start}, (), rule, optimizer, policy, CPU, Uniform())
-    return Session(state, Wire("model"), CPU, lambda: 0.0)
+def session_of(rule: Aggregator, optimizer: Optimizer, share: float, start: Tensor) -> Endpoint:
+    policy = policy_of(Models(share), nodes=1)
+    state = initial_state({"w": start}, (), rule, optimizer, policy, CPU, Uniform())
+    return Endpoint(state, MessageFormat("model"), CPU, lambda: 0.0)
 
 
 def play(
-    session: Session, arrivals: Sequence[int], trained: Callable[[int, int, Tensor], Tensor]
+    session: Endpoint, arrivals: Sequence[int], trained: Callable[[int, int, Tensor], Tensor]
 ) -> list[Tensor]:
     """Have nodes answer in this order ``trained(turn, node, query)``; return the points."""
     pending = {node: ask(session, node, f"first {node}") for node in range(NODES)}
@@ -180,20 +179,13 @@ def test_a_query_under_way_is_as_old_as_it_is_when_its_reply_comes() -> None:
 
 
 def test_it_is_one_half_for_models_and_absent_elsewhere() -> None:
-    assert AsyncRobust().reading == Reading("model", delay_compensation=0.5)
-    own: dict[str, Any] = {"optimizer": SGD(0.1), "payload": "model"}
-    assert AsyncRobust(**own).reading.delay_compensation == 0.5
-    assert AsyncRobust(**own, delay_compensation=0.0).reading == Reading("model")
-    assert AsyncRobust(optimizer=SGD(0.1)).reading == Reading()
+    assert AsyncRobust().settings.policy.payload == Models(0.5)
+    assert Models().delay_compensation == 0.5
+    assert AsyncRobust(optimizer=SGD(0.1)).settings.policy.payload == Momenta()
+    assert Momenta().delay_compensation == Gradients(0.5).delay_compensation == 0.0
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "half", True])
 def test_it_must_be_a_share(share: Any) -> None:
     with pytest.raises(ConfigError, match=r"^delay_compensation=.* a number in \[0, 1\]; pass for"):
-        AsyncRobust(delay_compensation=share)
-
-
-@pytest.mark.parametrize("payload", ["momentum", "gradient"])
-def test_it_is_for_models_alone(payload: str) -> None:
-    with pytest.raises(ConfigError, match=r"^delay_compensation=0\.5 .* 0 unless replies are mod"):
-        AsyncRobust(optimizer=SGD(0.1), payload=payload, delay_compensation=0.5)
+        Models(delay_compensation=share)

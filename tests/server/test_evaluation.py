@@ -23,12 +23,12 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, VirtualGrid
+from flwr_byzasync import AsyncRobust, Liveness, Models, VirtualGrid
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.server.evaluation import EvaluationSettings
-from flwr_byzasync.server.metrics_aggregation import aggregated, mean_metrics
+from flwr_byzasync.server.metrics_aggregation import aggregate_metrics, mean_metrics
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.fakes import FakeClock, FakeGrid, FakeNode
 from tests.wire.zoo import USABLE, ZOO
 
@@ -120,8 +120,8 @@ def test_as_many_connected_nodes_are_asked_as_fedavg_would_ask(
 
     def asked(busy: set[int]) -> list[Message]:
         record = ArrayRecord({"w": torch.ones(2)})  # type: ignore[dict-item]
-        wire = Wire("model", "model", "settings")
-        return settings.questions(server_round, record, config, connected, wire, busy)
+        wire = MessageFormat("model", "model", "settings")
+        return settings.requests(server_round, record, config, connected, wire, busy)
 
     questions = asked(set())
     ids = [question.metadata.dst_node_id for question in questions]
@@ -156,7 +156,7 @@ def test_the_nodes_of_a_round_are_sent_that_round_s_model(
         ended[server_round] = float(arrays.to_torch_state_dict()["w"].norm())
 
     strategy = AsyncRobust(
-        fraction_evaluate=fraction, min_evaluate_nodes=least, on_round_end=on_round_end
+        fraction_evaluate=fraction, min_evaluate_nodes=least, callbacks=[on_round_end]
     )
     with VirtualGrid(app_of(evaluate), 5) as grid:
         config = ConfigRecord({"batch": 8})
@@ -173,10 +173,12 @@ def test_the_nodes_of_a_round_are_sent_that_round_s_model(
 def test_without_models_as_replies_nobody_is_asked_unless_told_to() -> None:
     from flwr_byzasync.optimizers import SGD
 
-    assert AsyncRobust().evaluation.fraction == 1.0
-    assert AsyncRobust(payload="model", optimizer=SGD(0.1)).evaluation.fraction == 1.0
-    assert AsyncRobust(optimizer=SGD(0.1)).evaluation.fraction == 0.0
-    assert AsyncRobust(optimizer=SGD(0.1), fraction_evaluate=0.5).evaluation.fraction == 0.5
+    assert AsyncRobust().settings.evaluation.fraction == 1.0
+    assert AsyncRobust(payload=Models(), optimizer=SGD(0.1)).settings.evaluation.fraction == 1.0
+    assert AsyncRobust(optimizer=SGD(0.1)).settings.evaluation.fraction == 0.0
+    assert (
+        AsyncRobust(optimizer=SGD(0.1), fraction_evaluate=0.5).settings.evaluation.fraction == 0.5
+    )
 
 
 # --- slow, gone, silent ---------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_slow_evaluators_stall_no_reply_of_others_and_no_round() -> None:
             return 30.0 if node == 0 else 0.0
         return 1.0
 
-    settings = {"updates_per_round": 20, "min_nodes": 4, "rounds": 10, "seconds": seconds}
+    settings = {"updates_per_round": 20, "nodes": 4, "rounds": 10, "seconds": seconds}
     _, without, alone = run(fraction_evaluate=0.0, **settings)
     result, strategy, clock = run(**settings)
     replies = strategy.statistics().replies
@@ -215,7 +217,7 @@ def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
         ended.append(float(arrays.to_torch_state_dict()["w"].norm()))
 
     result, _, _ = run(
-        seconds=seconds, rounds=30, updates_per_round=4, min_nodes=4, on_round_end=on_round_end
+        seconds=seconds, rounds=30, updates_per_round=4, nodes=4, callbacks=[on_round_end]
     )
     assert list(result.evaluate_metrics_clientapp) == list(range(1, 31))
     assert [record["norm"] for record in result.evaluate_metrics_clientapp.values()] == ended
@@ -226,7 +228,7 @@ def test_whoever_leaves_is_not_waited_for() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     churn = [Churn(40.5, 0, "leave")]
-    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, min_nodes=3)
+    result, _, clock = run(seconds=seconds, churn=churn, rounds=2, nodes=3)
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 40.5 <= clock < 42.0
 
@@ -236,7 +238,7 @@ def test_whoever_never_answers_is_waited_for_until_the_limit() -> None:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
     result, _, clock = run(
-        seconds=seconds, rounds=2, min_nodes=3, reply_timeout=90.0, min_reply_timeout=1.0
+        seconds=seconds, rounds=2, nodes=3, reply_timeout=90.0, min_reply_timeout=1.0
     )
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
     assert 91.0 <= clock < 95.0
@@ -258,7 +260,7 @@ def test_a_network_that_fails_costs_answers_and_nothing_else() -> None:
         return calls[0] % 3 != 1 or message.metadata.message_type == MessageType.TRAIN
 
     grid = FakeGrid(clock, {k: FakeNode(node) for k in range(5)}, on_push=failing)
-    strategy = AsyncRobust(clock=clock, sleep=clock.sleep)
+    strategy = AsyncRobust()
     result = strategy.start(grid, ArrayRecord(START), 6)
     assert strategy.statistics().accepted == 30 and strategy.statistics().reasons == {}
     assert list(result.evaluate_metrics_clientapp) == [1, 2, 3, 4, 5, 6]
@@ -355,7 +357,7 @@ def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> N
         clock = FakeClock()
         nodes = {k: FakeNode(behave if k == 2 else node) for k in range(5)}
         strategy = AsyncRobust(
-            clock=clock, sleep=clock.sleep, poll_interval=0.5, evaluate_metrics_aggr_fn=function
+            liveness=Liveness(poll_interval=0.5), evaluate_metrics_aggr_fn=function
         )
         rounds = len(chosen)
         result = strategy.start(FakeGrid(clock, nodes), ArrayRecord(START), rounds)
@@ -431,7 +433,7 @@ def test_fewer_liars_than_honest_nodes_keep_the_median_among_the_honest(
 ) -> None:
     lies = lies[: len(honest) - 1]
     heard = [({"loss": value}, 1.0) for value in honest + lies]
-    record = aggregated(heard, None)
+    record = aggregate_metrics(heard, None)
     assert record is not None and min(honest) <= record["loss"] <= max(honest)  # type: ignore[operator]
 
 
@@ -470,7 +472,7 @@ def test_where_no_evaluate_function_is_registered_nobody_is_asked_for_long_and_o
 def test_a_finished_run_keeps_the_metrics_of_its_last_round(tmp_path: Path) -> None:
     results = []
     for resume in (False, True):
-        strategy = AsyncRobust(checkpoints=Checkpoints(tmp_path), resume=resume)
+        strategy = AsyncRobust(checkpoints=Checkpoints(tmp_path, resume=resume))
         with VirtualGrid(app_of(), 3) as grid:
             results.append(strategy.start(grid, ArrayRecord(START), 3))  # type: ignore[arg-type]
     assert list(results[0].evaluate_metrics_clientapp) == [1, 2, 3]

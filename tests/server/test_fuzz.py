@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, Reason
+from flwr_byzasync import AsyncRobust, CorrectedGradients, Gradients, Models, Payload, Reason
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.core import events
-from flwr_byzasync.core.contribution import Reading
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Rejected, ServerState, begin
+from flwr_byzasync.core.membership import on_connected
+from flwr_byzasync.core.state import Rejected, ServerState, initial_state
 from flwr_byzasync.core.transitions import TRANSITIONS, Event, Status, move
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.weights import Capped, Counts
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from flwr_byzasync.wire.replies import MAX_METRICS
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import policy_of
 from tests.wire.zoo import CPU, MODEL, USABLE, ZOO, answered
 
 NODES = 6
@@ -85,29 +85,29 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
     return weights.to(rows.dtype) @ rows / weights.sum()
 
 
-READINGS = (
-    Reading("model"),
-    Reading("model", momentum=0.5),
-    Reading("model", delay_compensation=0.5),
-    Reading("gradient", momentum=0.9),
-    Reading("gradient", "server", beta=None),
+PAYLOADS = (
+    Models(0.0),
+    Models(0.0, 0.5),
+    Models(0.5),
+    Gradients(0.9),
+    CorrectedGradients(None),
 )
 
 
-def session_of(kind: int, clock: Callable[[], float], reading: Reading | None = None) -> Session:
+def session_of(kind: int, clock: Callable[[], float], payload: Payload | None = None) -> Endpoint:
     """Return a session whose policy follows the bits of `kind`."""
-    policy = Policy(
-        min_nodes=(None, 1, 2, 3)[kind & 3],
-        shut_after=2 + (kind >> 2 & 1),
-        below_min_nodes=("continue", "wait")[kind >> 3 & 1],
-        lost_rows=("keep", "drop")[kind >> 4 & 1],
-        max_pace=(None, 2.0)[kind >> 6 & 1],
-        reading=reading or Reading(),
+    policy = policy_of(
+        payload,
+        nodes=(None, 1, 2, 3)[kind & 3],
+        max_consecutive_faults=2 + (kind >> 2 & 1),
+        on_loss=("continue", "wait")[kind >> 3 & 1],
+        departed=("keep", "drop")[kind >> 4 & 1],
+        max_rate=(None, 2.0)[kind >> 6 & 1],
     )
     weigh = (Counts(), Capped(Counts(), 0.3))[kind >> 5 & 1]
     # Small, because huge replies must not end in infinity: no rule is under test.
-    state = begin(MODEL, ["mean"], mean, SGD(1e-200), policy, CPU, weigh)
-    return Session(state, Wire(policy.reading.payload, "arrays", "config"), CPU, clock)
+    state = initial_state(MODEL, ["mean"], mean, SGD(1e-200), policy, CPU, weigh)
+    return Endpoint(state, MessageFormat(policy.payload.NAME, "arrays", "config"), CPU, clock)
 
 
 def held(state: ServerState) -> tuple[object, ...]:
@@ -158,26 +158,29 @@ class Player:
         if after.accepted == before.accepted:
             assert all(a is b for a, b in zip(held(after), objects, strict=True))
             # Rows go where nodes are lost, and nowhere else.
-            lost = after.policy.lost_rows == "drop" and doing in (Player.wait, Player.connect)
+            lost = after.policy.liveness.departed == "drop" and doing in (
+                Player.wait,
+                Player.connect,
+            )
             if not lost or len(after.tables.parameters) == rows:
                 assert self.contents == contents
         if before.iterates.step == 0 < after.iterates.step:
             # In the test's own words: as many as were asked for, or more than half of the start.
-            least = after.policy.min_nodes or len(after.founders) // 2 + 1
+            least = after.policy.quorum.nodes or len(after.initial_nodes) // 2 + 1
             assert len(after.tables.parameters) >= least
         self.check(after)
 
     def check(self, state: ServerState) -> None:
         """What is always true."""
         assert state.reasons == {k: v for k, v in self.expected.items() if v}
-        owners = [line.node_id for line in state.book.values()]
+        owners = [line.node_id for line in state.in_flight.values()]
         assert len(owners) == len(set(owners)) <= len(state.nodes) <= NODES
-        asked = {k for k, node in state.nodes.items() if node.status is Status.ASKED}
+        asked = {k for k, node in state.nodes.items() if node.status is Status.QUERIED}
         assert asked <= set(owners)
         assert sum(node.accepted for node in state.nodes.values()) == state.accepted
         rows = sorted(node.row for node in state.nodes.values() if node.row is not None)
         assert rows == list(range(len(state.tables.parameters)))
-        assert len(self.session._told) <= NODES * len(Reason)
+        assert len(self.session._logged) <= NODES * len(Reason)
         for node in state.nodes.values():
             assert len(node.metrics) <= MAX_METRICS and len(node.reply_times) <= 15
 
@@ -186,15 +189,15 @@ class Player:
     def reply(self, whose: int, which: int) -> None:
         """A reply of any kind to a message of the book, wherever its node stands."""
         before = self.session.state
-        if not before.book:
+        if not before.in_flight:
             return
-        keys = list(before.book)
+        keys = list(before.in_flight)
         key = keys[whose % len(keys)]
-        line, prepared = before.book[key], self.replies[which % len(self.replies)]
-        asked = before.nodes[line.node_id].status is Status.ASKED
+        line, prepared = before.in_flight[key], self.replies[which % len(self.replies)]
+        asked = before.nodes[line.node_id].status is Status.QUERIED
         self.session.receive(key, prepared.to(line.query))
         after = self.session.state
-        assert key not in after.book
+        assert key not in after.in_flight
         assert after.accepted - before.accepted == (prepared.reason is None)
         # What a lost node owed was counted when it was lost.
         self.expected[prepared.reason] += prepared.reason is not None and asked
@@ -214,10 +217,10 @@ class Player:
     def settle(self, whose: int, which: int) -> None:
         """An id is given again: its message is gone."""
         before = self.session.state
-        if before.book and which % 4 == 0:
-            key = list(before.book)[whose % len(before.book)]
-            asked = before.nodes[before.book[key].node_id].status is Status.ASKED
-            self.session.settle(key, Rejected(Reason.LOST))
+        if before.in_flight and which % 4 == 0:
+            key = list(before.in_flight)[whose % len(before.in_flight)]
+            asked = before.nodes[before.in_flight[key].node_id].status is Status.QUERIED
+            self.session.apply(key, Rejected(Reason.LOST))
             self.expected[Reason.LOST] += asked
 
     def wait(self, whose: int, which: int) -> None:
@@ -225,11 +228,11 @@ class Player:
         before, seconds = self.session.state, WAITS[which % len(WAITS)]
         self.now += seconds
         if whose % 4 == 3 and seconds > 0:
-            before = events.on_standstill(before, seconds)
-        for line in before.book.values():
+            before = events.on_clock_paused(before, seconds)
+        for line in before.in_flight.values():
             late = not line.overdue and self.now - line.sent_at > line.limit
-            self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.ASKED
-        self.session.state = events.on_all_shut(events.on_clock(before, self.now), self.now)
+            self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.QUERIED
+        self.session.state = events.on_all_quarantined(events.on_clock(before, self.now), self.now)
         if whose % 64 == 62:
             self.session.state = events.on_end(self.session.state, self.now)
 
@@ -238,21 +241,21 @@ class Player:
         self.connected = tuple(k for k in range(NODES) if (which ^ 31) >> k & 1)
         nodes = self.session.state.nodes
         for node_id, node in nodes.items():
-            gone = node_id not in self.connected and node.status is Status.ASKED
+            gone = node_id not in self.connected and node.status is Status.QUERIED
             self.expected[Reason.NODE_GONE] += gone
-        self.session.state = events.on_connected(self.session.state, self.connected)
+        self.session.state = on_connected(self.session.state, self.connected)
 
     def ask(self, whose: int, which: int) -> None:
         """Everyone who is due is asked; every fourth query cannot be handed over."""
         session = self.session
         at_once = bool(whose & 1)
         for node_id in events.due_nodes(session.state, self.connected, self.now, at_once):
-            query, self.sent = session.state.queries, self.sent + 1
+            query, self.sent = session.state.next_query_id, self.sent + 1
             if which % 4 == 3:
                 session.state = events.on_unsent(session.state, node_id, self.now)
                 self.expected[Reason.UNSENT] += 1
             else:
-                self.past += [k for k, v in session.state.book.items() if v.node_id == node_id]
+                self.past += [k for k, v in session.state.in_flight.items() if v.node_id == node_id]
                 session.state = events.on_sent(
                     session.state, node_id, f"m{self.sent}", query, self.now
                 )
@@ -317,10 +320,10 @@ def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
     assert_all_reached(reached)
 
 
-def in_the_words_of(reading: Reading, content: RecordDict, query: int, before: bool) -> RecordDict:
-    """Turn a reply of the zoo into one of another payload, with what is wrong in it."""
+def with_payload(payload: Payload, content: RecordDict, query: int, before: bool) -> RecordDict:
+    """Turn a reply of the zoo into one of another payload, with its fault."""
     arrays, others = content.get("arrays"), content.get("buffers")
-    if reading.payload == "model" and isinstance(arrays, ArrayRecord):
+    if payload.NAME == "model" and isinstance(arrays, ArrayRecord):
         if isinstance(others, ArrayRecord):
             for name, array in others.items():
                 arrays[name] = array
@@ -329,14 +332,14 @@ def in_the_words_of(reading: Reading, content: RecordDict, query: int, before: b
         content["arrays-prev"] = arrays
     config = content.get("config")
     if isinstance(config, ConfigRecord) and config.get("byz.payload") == "momentum":
-        config["byz.payload"] = reading.payload
+        config["byz.payload"] = payload.NAME
     set_echo(content, query, None)
     return content
 
 
-@pytest.mark.parametrize("reading", READINGS, ids=str)
+@pytest.mark.parametrize("payload", PAYLOADS, ids=str)
 def test_whatever_replies_are_only_accepted_ones_move_the_model(
-    reading: Reading, message: Message
+    payload: Payload, message: Message
 ) -> None:
     names = [name for name in (*ZOO, *USABLE) if name != "no content"]
     reached: Counter[object] = Counter()
@@ -344,20 +347,22 @@ def test_whatever_replies_are_only_accepted_ones_move_the_model(
     @settings(max_examples=max(10, EXAMPLES // 5))
     @given(st.binary(min_size=61, max_size=61))
     def law(script: bytes) -> None:
-        session = session_of(script[0] & 0b0111101, lambda: 0.0, reading)
-        session.state = events.on_connected(session.state, range(4))
+        session = session_of(script[0] & 0b0111101, lambda: 0.0, payload)
+        session.state = on_connected(session.state, range(4))
         for k in range(1, len(script), 3):
             what, whose, which = script[k : k + 3]
             node_id, key = whose % 4, f"{k}"
-            session.state = events.on_connected(session.state, range(4 if what % 8 else 3))
-            session.state = events.on_sent(session.state, node_id, key, session.state.queries, 0.0)
-            line = session.state.book[key]
-            assert (line.point is not None) == reading.keeps_sent
+            session.state = on_connected(session.state, range(4 if what % 8 else 3))
+            session.state = events.on_sent(
+                session.state, node_id, key, session.state.next_query_id, 0.0
+            )
+            line = session.state.in_flight[key]
+            assert (line.point is not None) == payload.keeps_query_point
             # Half of them can be used.
             name = names[which % len(names)] if what & 1 else list(USABLE)[which % len(USABLE)]
             made = ZOO[name][0]() if name in ZOO else USABLE[name]()
             if isinstance(made, RecordDict):
-                made = in_the_words_of(reading, made, line.query, line.before)
+                made = with_payload(payload, made, line.query, line.with_previous)
             before, contents = session.state, written(session.state)
             session.receive(key, answered(message, made))
             after = session.state
@@ -392,7 +397,9 @@ def test_a_run_among_nodes_that_send_anything_trains(script: bytes) -> None:
 
     nodes = {k: FakeNode(reply_to if k < 3 else hostile) for k in range(5)}
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), SGD(0.1), buffers=["mean"], clock=clock, sleep=clock.sleep
+        CoordinateWiseMedian(),
+        SGD(0.1),
+        buffers=["mean"],
     )
     result = strategy.start(FakeGrid(clock, nodes), record_of(MODEL), 15)
     statistics = strategy.statistics()
@@ -436,15 +443,15 @@ def memory_of(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def waiting(message: Message) -> Session:
+def waiting(message: Message) -> Endpoint:
     """Return a session that has a step behind it and waits for node 0."""
     session = session_of(1, lambda: 0.0)
-    session.state = events.on_connected(session.state, [0])
+    session.state = on_connected(session.state, [0])
     for key in ("first", "second"):
         good = Prepared(answered(message, USABLE["good"]()), None)
-        session.state = events.on_sent(session.state, 0, key, session.state.queries, 0.0)
+        session.state = events.on_sent(session.state, 0, key, session.state.next_query_id, 0.0)
         if key == "first":
-            session.receive(key, good.to(session.state.book[key].query))
+            session.receive(key, good.to(session.state.in_flight[key].query))
     return session
 
 
@@ -456,7 +463,7 @@ def test_no_reply_costs_much_more_calls_or_memory_than_a_good_one(
         session = waiting(message)
         make, reason = ZOO[kind] if kind in ZOO else (USABLE[kind], None)
         reply = Prepared(answered(message, make()), reason)
-        reply.to(session.state.book["second"].query)
+        reply.to(session.state.in_flight["second"].query)
         return measure(partial(session.receive, "second", reply.message))
 
     assert cost(name, calls_of) <= 2 * cost("good", calls_of)

@@ -11,7 +11,22 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp.strategy import Result
 
-from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync import (
+    AsyncRobust,
+    ConfigError,
+    CorrectedGradients,
+    Gradient,
+    Gradients,
+    Models,
+    Momenta,
+    Payload,
+    Query,
+    Quorum,
+    Reason,
+    VirtualGrid,
+    client_app,
+)
+from flwr_byzasync._moved_arguments import ASYNC_ROBUST
 from flwr_byzasync.adversary.client_mods import attack_mod
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian
 from flwr_byzasync.attacks import Flood, SignFlip
@@ -19,7 +34,8 @@ from flwr_byzasync.estimators import Estimator, mu2, sgd
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.server.early_stopping import EarlyStop
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
-from flwr_byzasync.weights import StalenessDiscount
+from flwr_byzasync.weights import Capped, StalenessDiscount, weight_policy
+from tests.settings import grouped
 
 START = {"x": torch.tensor([4.0, -4.0])}
 FIRST = 100
@@ -37,9 +53,12 @@ def app(estimator: Estimator | None = None, **settings: Any) -> Callable[..., Me
 
 
 def strategy_of(**settings: Any) -> AsyncRobust:
-    return AsyncRobust(
-        **{"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), "min_nodes": 3, **settings}
-    )
+    """Return a strategy; `max_share` is short for a cap on its weights."""
+    given = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), "nodes": 3, **settings}
+    if "max_share" in given:
+        policy = weight_policy(given.get("weights", "counts"))
+        given["weights"] = Capped(policy, given.pop("max_share"))
+    return AsyncRobust(**grouped(**given))
 
 
 def run(
@@ -74,7 +93,7 @@ def flooded(network: float = 0.1, lr: float = 0.02, **settings: Any) -> tuple[An
     strategy = strategy_of(
         aggregator=CTMA(CoordinateWiseMedian(), 0.3),
         optimizer=SGD(lr),
-        **{"min_nodes": 6, "updates_per_round": 400, **settings},
+        **{"nodes": 6, "updates_per_round": 400, **settings},
     )
     result, _ = run(strategy, [honest] * 5 + [flood], 1, app(mods=[mod]))
     return distance(result), strategy.statistics().weights[liar], strategy
@@ -108,7 +127,7 @@ def test_a_node_a_thousand_times_as_fast_is_kept_from_moving_the_model_alone() -
     reached, share, strategy = flooded(**capped)
     assert share <= 0.25 * (1 + 1e-12) and strategy.statistics().share({FIRST + 5}) > 0.9
     assert reached > 10.0
-    reached, share, strategy = flooded(**capped, max_pace=5.0)
+    reached, share, strategy = flooded(**capped, max_rate=5.0)
     assert strategy.statistics().share({FIRST + 5}) < 0.7
     assert reached < 0.5
 
@@ -187,7 +206,7 @@ def test_a_lost_reply_is_asked_for_again_at_the_node_s_own_pace() -> None:
 
 def test_a_late_reply_counts_with_its_true_staleness() -> None:
     times = iter([1.0] * 5 + [100.0] * 2)
-    strategy = strategy_of(min_nodes=2, updates_per_round=112)
+    strategy = strategy_of(nodes=2, updates_per_round=112)
     run(strategy, [VirtualNode(compute=lambda rng: next(times)), VirtualNode()], 1)
     statistics = strategy.statistics()
     assert statistics.reasons == {Reason.EXPIRED: 1}
@@ -215,7 +234,9 @@ def test_a_shut_node_is_asked_again_and_comes_back_once_it_is_well(
     good_again: float, faults: int
 ) -> None:
     clock: list[Callable[[], float]] = []
-    strategy = strategy_of(min_nodes=2, shut_after=5, reply_timeout=50.0, updates_per_round=500)
+    strategy = strategy_of(
+        nodes=2, max_consecutive_faults=5, reply_timeout=50.0, updates_per_round=500
+    )
     with VirtualGrid(broken_for_a_while(good_again, clock), 3, seed=1) as grid:
         clock.append(grid.clock)
         strategy.start(grid, ArrayRecord(START), 1, timeout=100.0)
@@ -231,7 +252,7 @@ def thinned(**settings: Any) -> tuple[Result, AsyncRobust, VirtualGrid]:
     """Two of three nodes are away from 20 to 60 s."""
     churn = [Churn(20.5, node, "leave") for node in (1, 2)]
     churn += [Churn(60.5, node, "join") for node in (1, 2)]
-    strategy = strategy_of(min_nodes=2, updates_per_round=100, **settings)
+    strategy = strategy_of(nodes=2, updates_per_round=100, **settings)
     result, grid = run(strategy, 3, 2, churn=churn)
     return result, strategy, grid
 
@@ -243,9 +264,9 @@ def test_below_min_nodes_a_run_continues_by_default() -> None:
     assert grid.clock() < 100.0
 
 
-@pytest.mark.parametrize("lost_rows", ["keep", "drop"])
-def test_below_min_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(lost_rows: str) -> None:
-    result, strategy, grid = thinned(below_min_nodes="wait", lost_rows=lost_rows)
+@pytest.mark.parametrize("departed", ["keep", "drop"])
+def test_below_min_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(departed: str) -> None:
+    result, strategy, grid = thinned(on_loss="wait", departed=departed)
     statistics = strategy.statistics()
     assert max(statistics.replies.values()) - min(statistics.replies.values()) <= 2
     assert statistics.accepted == 200 and 105.0 < grid.clock() < 112.0
@@ -254,15 +275,15 @@ def test_below_min_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(lost_r
 
 def test_a_run_that_waits_in_vain_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
     churn = [Churn(20.5, node, "leave") for node in (1, 2)]
-    strategy = strategy_of(min_nodes=2, updates_per_round=100, below_min_nodes="wait")
+    strategy = strategy_of(nodes=2, updates_per_round=100, on_loss="wait")
     with caplog.at_level(logging.ERROR, logger="flwr"):
         result, grid = run(strategy, 3, 2, timeout=50.0, churn=churn)
     assert distance(result) < 0.5 and 70.0 < grid.clock() < 75.0
     assert "no reply was accepted for timeout=50 seconds" in caplog.text
 
 
-@pytest.mark.parametrize("lost_rows", ["keep", "drop"])
-def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -> None:
+@pytest.mark.parametrize("departed", ["keep", "drop"])
+def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) -> None:
     """Two of five leave early, far from the optimum: kept rows pull to where they stood."""
 
     def app_of_rows(query: Query) -> Gradient:
@@ -273,13 +294,13 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         aggregator=lambda rows, weights: (weights.double() @ rows.double() / weights.sum()).float(),
         optimizer=SGD(0.02),
         weights="uniform",
-        lost_rows=lost_rows,
+        departed=departed,
         updates_per_round=600,
     )
     result, _ = run(strategy, 5, 1, client_app(app_of_rows, estimator=sgd()), churn=churn)
-    assert (distance(result) < 0.01) == (lost_rows == "drop")
+    assert (distance(result) < 0.01) == (departed == "drop")
     weights = strategy.statistics().weights
-    assert (weights[FIRST + 4] == 0.0) == (lost_rows == "drop")
+    assert (weights[FIRST + 4] == 0.0) == (departed == "drop")
     assert sum(weights.values()) == pytest.approx(1.0)
 
 
@@ -291,12 +312,12 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
     [
         ("weights", "count"), ("weights", 3), ("weights", StalenessDiscount),
         ("max_share", 0.0), ("max_share", 1.5), ("max_share", "0.2"), ("max_share", True),
-        ("max_pace", 0.5), ("max_pace", float("inf")), ("max_pace", "10"),
-        ("below_min_nodes", "stop"), ("below_min_nodes", None), ("lost_rows", "forget"),
-        ("lost_rows", 0), ("clock", 3.0), ("sleep", "1 s"), ("min_available_nodes", -1),
-        ("min_available_nodes", "2"), ("min_nodes", True), ("min_nodes", float("nan")),
-        ("updates_per_round", 0), ("updates_per_round", 1.5), ("shut_after", -1),
-        ("shut_after", 2.5), ("shut_after", None), ("reply_timeout", -1.0),
+        ("max_rate", 0.5), ("max_rate", float("inf")), ("max_rate", "10"),
+        ("on_loss", "stop"), ("on_loss", None), ("departed", "forget"),
+        ("departed", 0), ("min_available_nodes", -1),
+        ("min_available_nodes", "2"), ("nodes", True), ("nodes", float("nan")),
+        ("updates_per_round", 0), ("updates_per_round", 1.5), ("max_consecutive_faults", -1),
+        ("max_consecutive_faults", 2.5), ("max_consecutive_faults", None), ("reply_timeout", -1.0),
         ("reply_timeout", float("inf")), ("reply_timeout", None), ("reply_timeout", "600"),
         ("min_reply_timeout", 0.0), ("min_reply_timeout", "60"), ("min_reply_timeout", None),
         ("poll_interval", 0.0), ("poll_interval", float("nan")), ("poll_interval", None),
@@ -304,19 +325,17 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(lost_rows: str) -
         ("device", None), ("arrayrecord_key", None), ("arrayrecord_key", "metrics"),
         ("configrecord_key", ""), ("configrecord_key", "buffers"), ("aggregator", 3),
         ("optimizer", SGD), ("optimizer", "sgd"), ("payload", "weights"), ("payload", "Model"),
-        ("correction", "both"), ("correction", "server"), ("correction", None),
-        ("momentum", 1.0), ("momentum", -0.1), ("momentum", "0.9"), ("momentum", 0.9),
-        ("beta", 0.0), ("beta", 1.5), ("beta", True), ("beta", 0.5), ("beta", None),
+        ("payload", Models), ("quorum", 3), ("quorum", Quorum), ("liveness", 600.0),
+        ("callbacks", 3), ("callbacks", EarlyStop(seconds=1.0)), ("checkpoints", "/data/run"),
         ("fraction_evaluate", -0.1),
         ("fraction_evaluate", 1.1), ("fraction_evaluate", "all"), ("min_evaluate_nodes", -1),
         ("min_evaluate_nodes", 2.5), ("min_evaluate_nodes", None), ("min_train_nodes", 0),
         ("min_train_nodes", "2"), ("train_metrics_aggr_fn", "mean"),
-        ("evaluate_metrics_aggr_fn", 3), ("early_stop", 0.95), ("early_stop", EarlyStop),
-        ("on_round_end", "save"), ("fraction_train", 0.5), ("fraction_train", 0.0),
+        ("evaluate_metrics_aggr_fn", 3), ("fraction_train", 0.5), ("fraction_train", 0.0),
         ("weighted_by_key", "num-examples"), ("arrayrecord_key", "arrays-prev"),
-        ("buffers", np.array(1.0)), ("device", 10**400), ("max_pace", np.float32(0.5)),
-        ("reply_timeout", np.float32("nan")), ("shut_after", np.int64(0)),
-        ("momentum", np.float64(1.0)), ("reply_timeout", Fraction(10**400)),
+        ("buffers", np.array(1.0)), ("device", 10**400), ("max_rate", np.float32(0.5)),
+        ("reply_timeout", np.float32("nan")), ("max_consecutive_faults", np.int64(0)),
+        ("reply_timeout", Fraction(10**400)),
     ],
 )  # fmt: skip
 def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
@@ -330,26 +349,58 @@ def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_mov
     assert str(error).startswith(f"{argument}=") and any(text in str(error) for text in shown)
 
 
-@pytest.mark.parametrize("settings", [{"payload": "gradient"}, {"payload": "momentum"}])
-def test_only_models_have_a_step_of_their_own(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^optimizer=None .*AnyTimeSGD"):
-        AsyncRobust(**settings)
-
-
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        {"payload": "gradient", "correction": "server", "momentum": 0.5},
-        {"payload": "model", "correction": "server"},
+        (Models, {"momentum": 1.0}), (Models, {"momentum": -0.1}), (Models, {"momentum": "0.9"}),
+        (Models, {"momentum": np.float64(1.0)}), (Models, {"delay_compensation": 1.1}),
+        (Models, {"delay_compensation": True}), (Gradients, {"momentum": 1.0}),
+        (CorrectedGradients, {"beta": 0.0}), (CorrectedGradients, {"beta": 1.5}),
+        (CorrectedGradients, {"beta": True}),
     ],
-)
-def test_two_memories_of_one_node_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^(momentum|correction)="):
-        strategy_of(**settings)
+)  # fmt: skip
+def test_a_payload_out_of_range_is_refused_by_name(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**settings)
+    assert caught.value.argument in settings and caught.value.fix
+
+
+@pytest.mark.parametrize("callback", [0.95, "save", EarlyStop, [EarlyStop(seconds=1.0)]])
+def test_a_callback_is_a_function_or_an_early_stop(callback: object) -> None:
+    with pytest.raises(ConfigError, match=r"^callbacks=.*EarlyStop"):
+        strategy_of(callbacks=[callback])
+
+
+@pytest.mark.parametrize("payload", [Gradients(), Momenta(), CorrectedGradients()])
+def test_only_models_have_a_step_of_their_own(payload: Payload) -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer=None .*AnyTimeSGD"):
+        AsyncRobust(payload=payload)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("fraction_train", "max_pace"), ("weighted_by_key", "weights=")]
+    ("name", "payload"),
+    [("model", "Models()"), ("gradient", "Gradients()"), ("weights", "Models()")],
+)
+def test_a_payload_by_its_former_name_is_answered_with_its_class(name: str, payload: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        strategy_of(payload=name)
+    assert caught.value.fix == f"pass payload={payload}"
+
+
+@pytest.mark.parametrize("name", ASYNC_ROBUST)
+def test_an_argument_of_the_former_face_is_answered_with_its_new_place(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AsyncRobust(**{name: 1.0})  # type: ignore[arg-type]
+    assert caught.value.argument == name and ASYNC_ROBUST[name] in caught.value.fix
+
+
+def test_an_argument_that_never_was_is_python_s_own_error() -> None:
+    with pytest.raises(TypeError, match="min_node"):
+        AsyncRobust(min_node=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("fraction_train", "max_rate"), ("weighted_by_key", "weights=")]
 )
 def test_an_argument_of_fedavg_that_means_nothing_here_says_what_does(name: str, says: str) -> None:
     value = {"fraction_train": 0.3, "weighted_by_key": "num-examples"}[name]
@@ -376,7 +427,7 @@ def test_every_argument_of_start_out_of_range_is_refused_before_anything_is_sent
 
 @pytest.mark.parametrize("rounds", [10**15, np.int64(10**15)])
 def test_a_run_may_have_more_rounds_than_there_are_days(rounds: int) -> None:
-    strategy = strategy_of(early_stop=EarlyStop(seconds=60.0))
+    strategy = strategy_of(callbacks=[EarlyStop(seconds=60.0)])
     run(strategy, 3, rounds, timeout=Fraction(600))  # type: ignore[arg-type]
     assert strategy.statistics().accepted > 30
 
@@ -390,10 +441,10 @@ def test_replies_that_wait_for_a_slow_evaluation_say_nothing_of_a_node_s_pace() 
             grid.sleep(7200.0)
             spent.append(7200.0)
 
-    strategy = strategy_of(max_pace=2.0, updates_per_round=3)
+    strategy = strategy_of(max_rate=2.0, updates_per_round=3)
     with VirtualGrid(app(), [VirtualNode(compute=10.0)] * 3, seed=1) as grid:
         strategy.start(grid, ArrayRecord(START), 6, evaluate_fn=evaluate)
-    assert strategy._session is not None and len(spent) == 6
-    nodes = strategy._session.state.nodes.values()
+    assert strategy._hooks.endpoint is not None and len(spent) == 6
+    nodes = strategy._hooks.endpoint.state.nodes.values()
     assert strategy.statistics().reasons == {}
     assert all(times and min(times) >= 10.0 for times in (node.reply_times for node in nodes))

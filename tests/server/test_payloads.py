@@ -13,19 +13,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import AsyncRobust, Gradient, Query, Reason, VirtualGrid, client_app
+from flwr_byzasync import (
+    AsyncRobust,
+    CorrectedGradients,
+    Gradient,
+    Gradients,
+    Models,
+    Momenta,
+    Payload,
+    Query,
+    Quorum,
+    Reason,
+    VirtualGrid,
+    client_app,
+)
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.core import events
-from flwr_byzasync.core.contribution import Reading
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Sent, begin
+from flwr_byzasync.core.membership import on_connected
+from flwr_byzasync.core.state import InFlightQuery, initial_state
 from flwr_byzasync.estimators import Estimator, momentum, mu2, sgd
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
-from flwr_byzasync.server.endpoint import Session
+from flwr_byzasync.server.endpoint import Endpoint
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
 from flwr_byzasync.wire.arrays import record_of
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import policy_of
 from tests.wire.zoo import CPU
 
 START = {"w": torch.tensor([4.0, -4.0]), "b": torch.tensor([[1.0]])}
@@ -34,20 +47,18 @@ FLOATS = st.floats(-LARGE, LARGE, width=32)
 
 
 def session_of(
-    model: Mapping[str, Tensor], reading: Reading, optimizer: Any = None, **policy: Any
-) -> Session:
-    policy = {"min_nodes": 1, **policy}
-    state = begin(
-        model, (), CoordinateWiseMedian(), optimizer or SGD(0.5), Policy(**policy, reading=reading),
-        CPU,
-    )  # fmt: skip
-    return Session(state, Wire(reading.payload), CPU, lambda: 0.0)
+    model: Mapping[str, Tensor], payload: Payload, optimizer: Any = None, **settings: Any
+) -> Endpoint:
+    policy = policy_of(payload, **{"nodes": 1, **settings})
+    rule, optimizer = CoordinateWiseMedian(), optimizer or SGD(0.5)
+    state = initial_state(model, (), rule, optimizer, policy, CPU)
+    return Endpoint(state, MessageFormat(payload.NAME), CPU, lambda: 0.0)
 
 
-def ask(session: Session, node_id: int, key: str) -> Message:
+def ask(session: Endpoint, node_id: int, key: str) -> Message:
     """Send a node a query, and return it."""
-    session.state = events.on_connected(session.state, [*session.state.nodes, node_id])
-    query = session.state.queries
+    session.state = on_connected(session.state, [*session.state.nodes, node_id])
+    query = session.state.next_query_id
     message = session.query(node_id, query, 1, {})
     message.metadata.__dict__["_message_id"] = key
     session.state = events.on_sent(session.state, node_id, key, query, 0.0)
@@ -58,12 +69,12 @@ def weights_of(message: Message) -> dict[str, Tensor]:
     return message.content.array_records["arrays"].to_torch_state_dict()  # type: ignore[return-value]
 
 
-def answer(session: Session, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
+def answer(session: Endpoint, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
     content = RecordDict({"arrays": record_of(arrays), **more})
     session.receive(message.metadata.message_id, Message(content, reply_to=message))
 
 
-def row_of(session: Session, node_id: int) -> Tensor:
+def row_of(session: Endpoint, node_id: int) -> Tensor:
     row = session.state.nodes[node_id].row
     assert row is not None
     return session.state.tables.parameters.view().rows[row]
@@ -82,7 +93,7 @@ def test_a_row_is_what_that_very_node_was_sent_minus_what_it_returned(
     """However often the model has moved between the two, and whatever its dtype."""
     scale = 1e-36 if dtype is torch.float16 else 1e-3
     model = {name: tensor.to(dtype) for name, tensor in START.items()}
-    session = session_of(model, Reading("model"))
+    session = session_of(model, Models(0.0))
     pending = {node_id: ask(session, node_id, f"first {node_id}") for node_id in range(3)}
     steps = dict.fromkeys(range(3), 0)
     for turn, (node_id, values) in enumerate(script):
@@ -107,7 +118,7 @@ def test_nodes_that_learn_nothing_leave_a_model_in_half_precision_where_it_is(
 ) -> None:
     """The server's own copy is finer: what nodes were sent is its rounding, not it."""
     model = {"w": torch.tensor([1.0, 3.0], dtype=torch.float16)}
-    session = session_of(model, Reading("model", delay_compensation=share), SGD(1e-4))
+    session = session_of(model, Models(share), SGD(1e-4))
     first = ask(session, 0, "a")
     answer(session, first, {"w": torch.tensor([2.0, 0.0], dtype=torch.float16)})
     moved = session.state.iterates.x
@@ -118,7 +129,7 @@ def test_nodes_that_learn_nothing_leave_a_model_in_half_precision_where_it_is(
 
 
 def test_a_late_model_is_measured_from_the_query_it_answers() -> None:
-    session = session_of(START, Reading("model"), min_reply_timeout=1.0, reply_timeout=1.0)
+    session = session_of(START, Models(0.0), min_reply_timeout=1.0, reply_timeout=1.0)
     late, other = ask(session, 0, "late"), ask(session, 1, "other")
     for k in range(3):
         answer(session, other, {k: v - 1.0 for k, v in weights_of(other).items()})
@@ -135,7 +146,7 @@ def test_a_difference_beyond_the_dtype_is_an_overflow_and_moves_nothing(
     large: float, negative: bool
 ) -> None:
     sign = -1.0 if negative else 1.0
-    session = session_of({"w": torch.tensor([sign * large])}, Reading("model"))
+    session = session_of({"w": torch.tensor([sign * large])}, Models(0.0))
     message, before = ask(session, 0, "a"), session.state
     answer(session, message, {"w": torch.tensor([-sign * large])})
     after = session.state
@@ -173,8 +184,7 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
         return RecordDict({"any name": ArrayRecord(arrays), "told": MetricRecord({"loss": 2.0})})
 
     strategy = AsyncRobust(
-        fraction_evaluate=0.0, clock=clock, sleep=clock.sleep,
-        min_available_nodes=4,
+        fraction_evaluate=0.0, min_available_nodes=4,
     )  # fmt: skip
     grid = FakeGrid(clock, {k: FakeNode(node) for k in (1, 2, 3, 4)})
     result = strategy.start(grid, ArrayRecord(given), 1)  # type: ignore[arg-type]
@@ -209,9 +219,7 @@ def test_arrays_that_do_not_match_are_told_once_a_node_with_what_to_change(
         return RecordDict({"arrays": message.content["arrays"]})
 
     def run(*nodes: Callable[[Message], RecordDict]) -> tuple[AsyncRobust, Result]:
-        strategy = AsyncRobust(
-            clock=clock, sleep=clock.sleep, fraction_evaluate=0.0, updates_per_round=20
-        )
+        strategy = AsyncRobust(fraction_evaluate=0.0, updates_per_round=20)
         grid = FakeGrid(clock, {k: FakeNode(node) for k, node in enumerate(nodes)})
         return strategy, strategy.start(grid, ArrayRecord({"w": START["w"]}), 3)
 
@@ -254,12 +262,12 @@ def test_a_vector_in_a_run_of_models_is_refused_with_what_to_pass(
     with VirtualGrid(client_app(bowl, estimator=estimator), 2) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 2)  # type: ignore[arg-type]
     assert strategy.statistics().reasons == {Reason.WRONG_PAYLOAD: 10}
-    assert "pass payload='momentum' to the strategy" in caplog.text
+    assert "pass payload=Momenta() to the strategy" in caplog.text
 
 
-@pytest.mark.parametrize("payload", ["momentum", "gradient"])
+@pytest.mark.parametrize("payload", [Momenta(), Gradients()])
 def test_a_model_in_a_run_of_vectors_is_refused_with_what_to_pass(
-    payload: str, caplog: pytest.LogCaptureFixture
+    payload: Payload, caplog: pytest.LogCaptureFixture
 ) -> None:
     def silent_about_it(message: Message, context: Context) -> Message:
         reply = trained(message, context)
@@ -272,7 +280,7 @@ def test_a_model_in_a_run_of_vectors_is_refused_with_what_to_pass(
         strategy.start(grid, ArrayRecord(MODEL), 2)  # type: ignore[arg-type]
     reasons = strategy.statistics().reasons
     assert reasons == {Reason.WRONG_PAYLOAD: 5, Reason.MISSING_RECORD: 5}
-    assert caplog.text.count("pass payload='model' to the strategy") == 3  # two nodes, and the end
+    assert caplog.text.count("pass payload=Models() to the strategy") == 3  # two nodes, and the end
 
 
 def test_a_payload_that_a_client_invents_is_shown_in_quotes_and_not_recommended(
@@ -283,9 +291,12 @@ def test_a_payload_that_a_client_invents_is_shown_in_quotes_and_not_recommended(
     def lying(message: Message) -> RecordDict:
         return reply_to(message, config=ConfigRecord({"byz.payload": "x\n[ROUND 9] "}))
 
-    strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1), clock=clock, sleep=clock.sleep)
+    strategy = AsyncRobust(
+        CoordinateWiseMedian(),
+        SGD(0.1),
+    )
     strategy.start(FakeGrid(clock, {1: FakeNode(lying), 2: FakeNode(lying)}), ArrayRecord(START))
-    assert "it says 'x\\n[ROUND 9] '" in caplog.text and "pass payload" not in caplog.text
+    assert "it is a 'x\\n[ROUND 9] '" in caplog.text and "pass payload" not in caplog.text
 
 
 # --- the server's half against the node's ---------------------------------------------------------
@@ -297,13 +308,13 @@ def run(estimator: Estimator, dtype: torch.dtype = torch.float32, **given: Any) 
     """Return w, x, rows and counts after 60 replies."""
     world = {key: given.pop(key) for key in ("churn",) if key in given}
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, min_nodes=3, **given
+        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, quorum=Quorum(3), **given
     )
     with VirtualGrid(client_app(bowl, estimator=estimator), PACES, seed=2, **world) as grid:
         model = ArrayRecord({"w": START["w"].to(dtype)})  # type: ignore[dict-item]
         strategy.start(grid, model, 2)
-    assert strategy._session is not None
-    state = strategy._session.state
+    assert strategy._hooks.endpoint is not None
+    state = strategy._hooks.endpoint.state
     assert state.accepted == 60
     table = state.tables.parameters
     return state.iterates.w, state.iterates.x, table.view().rows.clone(), table.counts
@@ -317,7 +328,7 @@ def assert_same_bits(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("beta", [0.9, 0.3])
 def test_the_server_s_momentum_is_the_node_s_bit_for_bit(beta: float, dtype: torch.dtype) -> None:
-    on_server = run(sgd(), dtype, payload="gradient", momentum=beta)
+    on_server = run(sgd(), dtype, payload=Gradients(beta))
     assert_same_bits(on_server, run(momentum(beta), dtype))
     assert not torch.equal(on_server[1], run(sgd(), dtype)[1])
 
@@ -327,7 +338,7 @@ def test_the_server_s_momentum_is_the_node_s_bit_for_bit(beta: float, dtype: tor
 def test_the_server_s_correction_is_the_node_s_bit_for_bit(
     beta: float | None, dtype: torch.dtype
 ) -> None:
-    on_server = run(sgd(), dtype, payload="gradient", correction="server", beta=beta)
+    on_server = run(sgd(), dtype, payload=CorrectedGradients(beta))
     assert_same_bits(on_server, run(mu2(beta), dtype))
 
 
@@ -343,9 +354,7 @@ def test_a_client_whose_server_corrects_keeps_no_state() -> None:
         assert asked == (message.content["config"]["byz.count"] > 0)
         return reply
 
-    strategy = AsyncRobust(
-        CoordinateWiseMedian(), SGD(0.1), payload="gradient", correction="server"
-    )
+    strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1), payload=CorrectedGradients())
     with VirtualGrid(watched, 3) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 4)  # type: ignore[arg-type]
     assert strategy.statistics().accepted == 12
@@ -355,8 +364,8 @@ def test_a_client_whose_server_corrects_keeps_no_state() -> None:
 @pytest.mark.parametrize("beta", [0.25, None])
 def test_a_node_whose_row_was_dropped_starts_afresh(beta: float | None) -> None:
     """With β = 1/(s + 1) too: s counts what the row holds, or it would never forget its start."""
-    reading = Reading("gradient", "server", beta=beta)
-    session = session_of(MODEL, reading, lost_rows="drop")
+    reading = CorrectedGradients(beta)
+    session = session_of(MODEL, reading, departed="drop")
 
     def exchange(key: str, gradient: list[float], before: list[float] | None) -> None:
         message = ask(session, 0, key)
@@ -371,7 +380,7 @@ def test_a_node_whose_row_was_dropped_starts_afresh(beta: float | None) -> None:
     exchange("0", [8.0, 8.0], None)
     for k in range(1, 8):
         exchange(f"{k}", [8.0, 8.0], [8.0, 8.0])
-    session.state = events.on_connected(session.state, [])
+    session.state = on_connected(session.state, [])
     assert len(session.state.tables.parameters) == 0
     exchange("again", [2.0, 4.0], None)
     assert row_of(session, 0).tolist() == [2.0, 4.0]
@@ -382,7 +391,7 @@ def test_a_node_whose_row_was_dropped_starts_afresh(beta: float | None) -> None:
 
 
 def test_a_reply_without_the_gradient_it_was_asked_for_is_refused() -> None:
-    session = session_of(MODEL, Reading("gradient", "server"))
+    session = session_of(MODEL, CorrectedGradients())
     for key in ("a", "b"):
         message = ask(session, 0, key)
         config = message.content["config"]
@@ -401,14 +410,14 @@ def test_momentum_on_the_server_stays_between_the_row_and_the_reply(
 ) -> None:
     """So that finite vectors never overflow, however far apart they are."""
     old, new = torch.tensor(row), torch.tensor(told)
-    made = Reading("gradient", momentum=beta).row(new, None, None, None, old, 3)
+    made = Gradients(beta).to_row(new, None, None, None, old, 3)
     lowest, highest = torch.minimum(old, new), torch.maximum(old, new)
     slack = 1e-6 * torch.maximum(old.abs(), new.abs()) + 1e-44
     assert bool((made >= lowest - slack).all() and (made <= highest + slack).all())
 
 
 def test_models_keep_momentum_on_the_server_too() -> None:
-    session = session_of(MODEL, Reading("model", momentum=0.5))
+    session = session_of(MODEL, Models(0.0, 0.5))
     first = ask(session, 0, "a")
     answer(session, first, {"w": weights_of(first)["w"] - 1.0})
     second = ask(session, 0, "b")
@@ -421,14 +430,14 @@ def test_models_keep_momentum_on_the_server_too() -> None:
 
 def test_a_step_per_node_divides_by_the_rows_that_there_are() -> None:
     session = session_of(
-        {"w": torch.zeros(1)}, Reading("model"), SGD(1.0, per_node=True), lost_rows="drop"
+        {"w": torch.zeros(1)}, Models(0.0), SGD(1.0, per_node=True), departed="drop"
     )
     seen = []
     for node_id in (0, 1, 2):
         message, before = ask(session, node_id, f"{node_id}"), session.state.iterates.x
         answer(session, message, {"w": weights_of(message)["w"] - 6.0})
         seen.append(float(before - session.state.iterates.x))
-    session.state = events.on_connected(session.state, [2])
+    session.state = on_connected(session.state, [2])
     message, before = ask(session, 2, "last"), session.state.iterates.x
     answer(session, message, {"w": weights_of(message)["w"] - 6.0})
     seen.append(float(before - session.state.iterates.x))
@@ -447,7 +456,7 @@ def test_an_optimizer_of_a_third_party_says_whether_it_steps_per_node() -> None:
             return Iterates(state.start, state.w, state.x, state.step + 1)
 
     told: list[list[float]] = []
-    session = session_of({"w": torch.zeros(1)}, Reading("model"), Told())
+    session = session_of({"w": torch.zeros(1)}, Models(0.0), Told())
     for node_id in (0, 1):
         message = ask(session, node_id, f"{node_id}")
         answer(session, message, {"w": torch.tensor([-8.0])})
@@ -465,7 +474,7 @@ def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
             reply.content["model"] = ArrayRecord(lie)  # type: ignore[arg-type]
         return reply
 
-    whole: dict[str, Any] = {"optimizer": SGD(1.0, per_node=True), "payload": "model"}
+    whole: dict[str, Any] = {"optimizer": SGD(1.0, per_node=True), "payload": Models()}
     strategy = AsyncRobust(fraction_evaluate=0.0, **whole)
     with VirtualGrid(node, 10) as grid:
         result = strategy.start(grid, ArrayRecord(MODEL), 20)  # type: ignore[arg-type]
@@ -481,10 +490,10 @@ def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
 def test_a_query_that_is_late_or_lost_leaves_no_point_behind() -> None:
     """One line a node, so that at most one point a node is kept."""
     churn = [Churn(3.5, 0, "leave"), Churn(9.0, 0, "join")]
-    strategy = AsyncRobust(fraction_evaluate=0.0, min_nodes=2, updates_per_round=40)
+    strategy = AsyncRobust(fraction_evaluate=0.0, quorum=Quorum(2), updates_per_round=40)
     with VirtualGrid(trained, 3, churn=churn) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 1)  # type: ignore[arg-type]
-    assert strategy._session is not None
-    book: Mapping[str, Sent] = strategy._session.state.book
+    assert strategy._hooks.endpoint is not None
+    book: Mapping[str, InFlightQuery] = strategy._hooks.endpoint.state.in_flight
     assert 0 < len(book) <= 3 and all(line.point is not None for line in book.values())
-    assert all(node.point is None for node in strategy._session.state.nodes.values())
+    assert all(node.point is None for node in strategy._hooks.endpoint.state.nodes.values())

@@ -20,8 +20,9 @@ from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.server import poller as pulls_module
-from flwr_byzasync.server.poller import MOST_OF_A_NODE, Pulls
+from flwr_byzasync.server.poller import MAX_HANGING_PULLS, ReplyPoller
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
+from tests.settings import grouped
 
 START = {"w": torch.tensor([4.0, -4.0])}
 HANGING = 3
@@ -60,6 +61,13 @@ class HangingGrid(FakeGrid):
             thread.join(60)
 
 
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pulls run in threads, as on a grid without a clock of its own."""
+    real = (time.monotonic, time.sleep)
+    monkeypatch.setattr("flwr_byzasync.server.poller.clock_of", lambda grid: real)
+
+
 @pytest.fixture
 def grid() -> Iterator[HangingGrid]:
     """Three honest nodes; the pulls of the last one's messages hang."""
@@ -74,9 +82,8 @@ def honest(message: Message) -> RecordDict:
 
 
 def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
-    settings = {"min_nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
-    rule, clock = CoordinateWiseMedian(), grid.clock
-    return AsyncRobust(rule, SGD(0.1), clock=clock, sleep=clock.sleep, **settings)
+    settings = {"nodes": 2, "reply_timeout": 5.0, "updates_per_round": 60, **settings}
+    return AsyncRobust(CoordinateWiseMedian(), SGD(0.1), **grouped(**settings))
 
 
 def final(result: Any) -> torch.Tensor:
@@ -159,7 +166,7 @@ def test_a_node_whose_pulls_hang_holds_few_threads_and_is_heard_once_they_end(
     grid.on_push = once_asked_five_times
     strategy = strategy_on(grid, updates_per_round=300)
     strategy.start(grid, ArrayRecord(START), 1)
-    assert len(grid.hung) == MOST_OF_A_NODE and threads == [MOST_OF_A_NODE]
+    assert len(grid.hung) == MAX_HANGING_PULLS and threads == [MAX_HANGING_PULLS]
     assert strategy.statistics().reasons == {Reason.EXPIRED: 4}
     assert strategy.statistics().replies[HANGING] > 0
 
@@ -293,16 +300,16 @@ def test_many_pulls_that_hang_together_take_the_patience_of_one(
             assert released.wait(60)
         return [message_id]
 
-    pulls = Pulls(pull, threads=True)
+    pulls = ReplyPoller(pull, threads=True)
     book = [f"m{k}" for k in range(10)]
     began = time.monotonic()
     pulls.begin_pass(book)
-    seen = [pulls.look(key, node_id=k) for k, key in enumerate(book)]
+    seen = [pulls.poll(key, node_id=k) for k, key in enumerate(book)]
     assert seen[:9] == [None] * 9
     assert 0.4 < time.monotonic() - began < 5.0
     pulls.begin_pass(book)
     began = time.monotonic()
-    assert [pulls.look(key, k) for k, key in enumerate(book[:9])] == [None] * 9
+    assert [pulls.poll(key, k) for k, key in enumerate(book[:9])] == [None] * 9
     assert time.monotonic() - began < 0.4, "what was waited for once is only looked at"
     released.set()
     left = {key: k for k, key in enumerate(book) if k < 9 or seen[9] is None}
@@ -310,7 +317,7 @@ def test_many_pulls_that_hang_together_take_the_patience_of_one(
     while left:
         assert time.monotonic() < deadline
         for key, node in list(left.items()):
-            replies = pulls.look(key, node)
+            replies = pulls.poll(key, node)
             if replies is not None:
                 assert replies == [key]
                 del left[key]

@@ -20,10 +20,10 @@ from flwr.serverapp.strategy import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, ConfigError, VirtualGrid
+from flwr_byzasync import AsyncRobust, ConfigError, Models, VirtualGrid
 from flwr_byzasync.optimizers import AnyTimeSGD
 from flwr_byzasync.server.early_stopping import EarlyStop
-from flwr_byzasync.server.training import EvaluateFn
+from flwr_byzasync.server.run_plan import EvaluateFn
 from tests.releases import since
 
 START = {"w": torch.tensor([4.0, -4.0])}
@@ -160,7 +160,7 @@ def test_a_change_by_a_subclass_is_not_taken_for_a_way_that_training_went(
     start: Callable[..., Result], share: float
 ) -> None:
     """Nodes that learn nothing leave it as it is, whatever they were sent before."""
-    strategy = Lifting(delay_compensation=share, **QUIET)  # type: ignore[arg-type]
+    strategy = Lifting(payload=Models(share), **QUIET)  # type: ignore[arg-type]
     with VirtualGrid(lambda message, _: Message(message.content, reply_to=message), 4) as grid:
         result = start(strategy, grid, ArrayRecord(START), 6)
     changed = result.arrays.to_torch_state_dict()["w"]
@@ -266,7 +266,7 @@ def test_accounting_refuses_what_is_not_fedavg_in_flower_s_own_words() -> None:
 def test_noise_moves_the_iterate_and_the_query_point_alike() -> None:
     strategy, _ = wrapped("server, fixed", noise=0.3)
     strategy.strategy = AsyncRobust(
-        optimizer=AnyTimeSGD(0.1, gamma=0.5), payload="model", fraction_evaluate=0.0
+        optimizer=AnyTimeSGD(0.1, gamma=0.5), payload=Models(), fraction_evaluate=0.0
     )
     result = Federation().run(strategy, rounds=3)
     assert bool(result.arrays.to_torch_state_dict()["w"].isfinite().all())
@@ -301,7 +301,7 @@ def test_a_run_ends_after_the_first_round_that_came_far_enough(
         assert metrics is not None
         told.append((server_round, norm_of(arrays), metrics["norm"]))  # type: ignore[arg-type]
 
-    strategy = AsyncRobust(early_stop=stop, on_round_end=on_round_end, **QUIET)  # type: ignore[arg-type]
+    strategy = AsyncRobust(callbacks=[stop, on_round_end], **QUIET)  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, logger="flwr"):
         result = Federation().run(strategy, 6, AsyncRobust.start, evaluate_fn=evaluate)
     assert list(result.evaluate_metrics_serverapp) == list(range(rounds + 1))
@@ -331,9 +331,9 @@ def test_a_metric_is_reached_on_the_side_that_was_asked_for(
 @pytest.mark.parametrize(
     ("given", "argument"),
     [
-        ({}, "early_stop"), ({"metric": "a"}, "early_stop"), ({"at_least": 0.5}, "early_stop"),
-        ({"metric": "a", "at_least": 0.5, "at_most": 0.5}, "early_stop"),
-        ({"at_most": 0.5, "seconds": 1.0}, "early_stop"), ({"metric": 3, "at_most": 1}, "metric"),
+        ({}, "metric"), ({"metric": "a"}, "metric"), ({"at_least": 0.5}, "metric"),
+        ({"metric": "a", "at_least": 0.5, "at_most": 0.5}, "metric"),
+        ({"at_most": 0.5, "seconds": 1.0}, "metric"), ({"metric": 3, "at_most": 1}, "metric"),
         ({"metric": "a", "at_least": "0.5"}, "at_least"), ({"seconds": 0.0}, "seconds"),
         ({"metric": "a", "at_most": float("nan")}, "at_most"), ({"seconds": "60"}, "seconds"),
     ],
@@ -345,15 +345,15 @@ def test_a_stop_that_cannot_work_is_refused(given: dict[str, Any], argument: str
 
 
 def test_a_stop_by_a_metric_that_nobody_computes_is_refused_before_any_message() -> None:
-    strategy, federation = AsyncRobust(early_stop=EarlyStop("a", at_least=1.0)), Federation()
-    with pytest.raises(ConfigError, match=r"^early_stop=.*evaluate_fn"):
+    strategy, federation = AsyncRobust(callbacks=[EarlyStop("a", at_least=1.0)]), Federation()
+    with pytest.raises(ConfigError, match=r"^callbacks=.*evaluate_fn"):
         federation.run(strategy, start=AsyncRobust.start)
     assert federation.sent == []
 
 
 @pytest.mark.parametrize(
-    "settings", [{"early_stop": EarlyStop(seconds=9.0)}, {"on_round_end": lambda *_: None}]
+    "callback", [EarlyStop(seconds=9.0), lambda *_: None], ids=["EarlyStop", "function"]
 )
-def test_flower_s_loop_is_refused_where_it_would_ignore_a_setting(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^{next(iter(settings))}=.*call start"):
-        Federation().run(AsyncRobust(**settings))
+def test_flower_s_loop_is_refused_where_it_would_ignore_a_callback(callback: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^callbacks=.*call start"):
+        Federation().run(AsyncRobust(callbacks=[callback]))

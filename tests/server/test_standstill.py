@@ -10,14 +10,15 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from apps.train.output import _keep_before
 from flwr_byzasync import AsyncRobust, Gradient, Query, VirtualGrid, client_app
 from flwr_byzasync.aggregators import CoordinateWiseMedian
-from flwr_byzasync.core.events import on_clock, on_connected, on_reply, on_sent
-from flwr_byzasync.core.policy import Policy
-from flwr_byzasync.core.state import Update, begin
+from flwr_byzasync.core.events import on_clock, on_reply, on_sent
+from flwr_byzasync.core.membership import on_connected
+from flwr_byzasync.core.state import Update, initial_state
 from flwr_byzasync.errors import Reason
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
 from flwr_byzasync.server.signals import Signals
 from flwr_byzasync.simulation.federation import Churn, VirtualNode
+from tests.settings import grouped, policy_of
 
 START = ArrayRecord({"x": torch.zeros(2)})  # type: ignore[dict-item]
 
@@ -30,12 +31,12 @@ HONEST = client_app(towards_one, estimator=sgd())
 
 
 def strategy(**settings: Any) -> AsyncRobust:
-    return AsyncRobust(CoordinateWiseMedian(), SGD(lr=0.05), **settings)
+    return AsyncRobust(CoordinateWiseMedian(), SGD(lr=0.05), **grouped(**settings))
 
 
 def test_a_long_evaluation_makes_nobodys_reply_late() -> None:
     with VirtualGrid(HONEST, 4) as grid:
-        robust = strategy(lost_rows="drop", updates_per_round=20)
+        robust = strategy(departed="drop", updates_per_round=20)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             until = grid.clock() + 100.0
@@ -65,9 +66,9 @@ def test_a_shut_liar_that_stays_does_not_end_the_run_of_those_who_come_back() ->
 def test_founders_that_are_all_slow_are_not_given_up_together() -> None:
     one = torch.zeros(1)
     tensors = {"x": one}
-    policy = Policy(lost_rows="drop")
+    policy = policy_of(departed="drop")
     rule = CoordinateWiseMedian()
-    state = begin(tensors, (), rule, SGD(lr=1.0), policy, torch.device("cpu"))
+    state = initial_state(tensors, (), rule, SGD(lr=1.0), policy, torch.device("cpu"))
     state = on_connected(state, range(5))
     for node in range(5):
         state = on_sent(state, node, f"m{node}", node, 0.0)

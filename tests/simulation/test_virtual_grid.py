@@ -18,7 +18,16 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, VirtualGrid, client_app
+from flwr_byzasync import (
+    AsyncRobust,
+    ConfigError,
+    Gradient,
+    Liveness,
+    Query,
+    Quorum,
+    VirtualGrid,
+    client_app,
+)
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.estimators import mu2, sgd
@@ -401,9 +410,9 @@ def train(
     strategy = AsyncRobust(
         aggregator or CoordinateWiseMedian(),
         optimizer or AnyTimeSGD(lr=0.1, gamma=0.3),
-        min_nodes=3,
+        quorum=Quorum(3),
         updates_per_round=20,
-        poll_interval=1.0,
+        liveness=Liveness(poll_interval=1.0),
     )
     result = strategy.start(grid, ArrayRecord({"x": torch.zeros(3)}), num_rounds=rounds)  # type: ignore[dict-item]
     return strategy, result.arrays["x"].data

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from flwr_byzasync import VirtualGrid
-from flwr_byzasync.wire.flower_compat import post, task
+from flwr_byzasync.wire.flower_compat import pretend_task, stamp_message
 from tests.releases import INSTALLED, since
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,11 +74,11 @@ def test_only_one_file_reaches_into_the_attributes_of_flower_objects() -> None:
 
 
 def test_in_a_task_a_message_can_be_made_and_answered() -> None:
-    with task(run_id=3, node_id=5):
+    with pretend_task(run_id=3, node_id=5):
         asked = query()
-    post(asked, "m", run_id=3, src_node_id=5)
+    stamp_message(asked, "m", run_id=3, src_node_id=5)
     assert (asked.metadata.run_id, asked.metadata.src_node_id) == (3, 5)
-    with task(run_id=3, node_id=7):
+    with pretend_task(run_id=3, node_id=7):
         reply = Message(RecordDict(), reply_to=asked).metadata
     assert (reply.run_id, reply.src_node_id, reply.dst_node_id) == (3, 7, 5)
     assert (reply.reply_to_message_id, reply.message_id) == ("m", "")
@@ -121,11 +121,11 @@ def test_the_identity_of_a_task_is_set_inside_the_block_and_restored() -> None:
         return TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
 
     before = identity()
-    with task(run_id=3, node_id=5):
+    with pretend_task(run_id=3, node_id=5):
         assert (TaskIdentity.run_id, TaskIdentity.node_id) == (3, 5)
-        with task(run_id=3, node_id=7):
+        with pretend_task(run_id=3, node_id=7):
             assert TaskIdentity.node_id == 7
-        with pytest.raises(KeyError), task(run_id=3, node_id=7):
+        with pytest.raises(KeyError), pretend_task(run_id=3, node_id=7):
             raise KeyError
         assert TaskIdentity.node_id == 5
     assert identity() == before
@@ -142,7 +142,7 @@ def test_a_virtual_grid_is_the_superlink_and_in_an_app_the_node_even_if_it_raise
         raise ValueError
 
     before = TaskIdentity.node_id
-    with task(run_id=3, node_id=5):
+    with pretend_task(run_id=3, node_id=5):
         with VirtualGrid(app, 2) as grid:
             asked = Message(RecordDict(), dst_node_id=grid.node_ids[1], message_type="train")
             (message_id,) = grid.push_messages([asked])
@@ -165,7 +165,7 @@ def test_where_flower_has_no_such_module_the_block_does_nothing(
 ) -> None:
     monkeypatch.setitem(sys.modules, PRIVATE, None)
     entered = False
-    with task(run_id=3, node_id=5):
+    with pretend_task(run_id=3, node_id=5):
         entered = True
     assert entered
 
@@ -178,7 +178,7 @@ def test_an_identity_of_another_shape_is_left_alone(
     module = ModuleType(PRIVATE)
     module.__dict__["TaskIdentity"] = other
     monkeypatch.setitem(sys.modules, PRIVATE, module)
-    with task(run_id=3, node_id=5):
+    with pretend_task(run_id=3, node_id=5):
         assert vars(other) == dict.fromkeys(names)
     assert vars(other) == dict.fromkeys(names)
 
@@ -187,7 +187,7 @@ def test_what_the_block_raises_comes_out_of_it_also_where_it_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("flwr_byzasync.wire.flower_compat._task_identity", lambda: None)
-    with pytest.raises(KeyError, match="mine"), task(run_id=3, node_id=5):
+    with pytest.raises(KeyError, match="mine"), pretend_task(run_id=3, node_id=5):
         raise KeyError("mine")
 
 

@@ -13,7 +13,7 @@ from flwr_byzasync import ConfigError, Reason
 from flwr_byzasync.core.layout import ModelLayout
 from flwr_byzasync.core.state import Rejected, Update
 from flwr_byzasync.wire.arrays import record_of, tensors_of
-from flwr_byzasync.wire.keys import Wire
+from flwr_byzasync.wire.keys import MessageFormat
 from flwr_byzasync.wire.queries import encode_query, model_record
 from flwr_byzasync.wire.replies import MAX_METRICS, decode_reply
 from tests.wire.zoo import (
@@ -36,7 +36,7 @@ from tests.wire.zoo import (
 def decode(message: Message) -> Callable[[RecordDict | Error | None], Update | Rejected]:
     def decoded(content: RecordDict | Error | None) -> Update | Rejected:
         reply = answered(message, content)
-        return decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+        return decode_reply(reply, LAYOUT, CPU, QUERY, MessageFormat())
 
     return decoded
 
@@ -100,7 +100,7 @@ def test_every_finite_vector_of_a_norm_up_to_the_limit_passes_and_no_other(
         Message(content, reply_to=message),
         ModelLayout.of({"w": sent.new_zeros(len(sent))}),
     )
-    decoded = decode_reply(reply, layout, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, layout, CPU, QUERY, MessageFormat())
     norm = float(np.sqrt(np.sum(np.square(sent.double().numpy() / 1e150))))
     if not sent.isfinite().all():
         assert isinstance(decoded, Rejected) and decoded.reason is Reason.NON_FINITE
@@ -143,7 +143,7 @@ def test_an_array_as_numpy_writes_it_is_read_without_parsing_its_header(
 @given(data=st.binary(max_size=300))
 def test_no_bytes_in_an_array_can_raise(data: bytes, message: Message) -> None:
     reply = Message(with_w(numpy_array(F4, data=data)), reply_to=message)
-    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, MessageFormat())
     assert isinstance(decoded, Rejected)
 
 
@@ -152,20 +152,22 @@ def test_no_damage_to_a_good_array_can_raise(cut: int, junk: bytes, message: Mes
     data = Array(MODEL["w"].numpy()).data
     damaged = data[:cut] + junk + data[cut + len(junk) :]
     reply = Message(with_w(numpy_array(F4, data=damaged)), reply_to=message)
-    assert isinstance(decode_reply(reply, LAYOUT, CPU, QUERY, Wire()), Update | Rejected)
+    assert isinstance(decode_reply(reply, LAYOUT, CPU, QUERY, MessageFormat()), Update | Rejected)
 
 
 def test_a_record_that_breaks_its_own_class_is_unreadable(message: Message) -> None:
     reply = Message(good(), reply_to=message)
     reply.content.__dict__["_data"]["arrays"].__dict__["_data"]["w"] = None
-    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, Wire())
+    decoded = decode_reply(reply, LAYOUT, CPU, QUERY, MessageFormat())
     assert decoded == Rejected(Reason.UNREADABLE, "AttributeError")
 
 
 def test_a_query_carries_the_model_and_our_keys_beside_the_user_s() -> None:
     config = {"lr": 0.1, "byz.query": 1}
     point = LAYOUT.parameters.flatten(MODEL)
-    content = encode_query(LAYOUT, point, torch.tensor([7.0]), torch.tensor([8]), config, Wire())
+    content = encode_query(
+        LAYOUT, point, torch.tensor([7.0]), torch.tensor([8]), config, MessageFormat()
+    )
     config["lr"] = 9.0
     assert dict(content.config_records["config"]) == {"lr": 0.1, "byz.query": 1}
     sent = content.array_records["arrays"].to_torch_state_dict()
@@ -176,7 +178,9 @@ def test_a_query_carries_the_model_and_our_keys_beside_the_user_s() -> None:
 
 def test_a_query_of_a_model_without_buffers_has_no_record_of_them() -> None:
     layout = ModelLayout.of({"w": MODEL["w"]})
-    content = encode_query(layout, torch.ones(4), torch.empty(0), torch.empty(0), {}, Wire())
+    content = encode_query(
+        layout, torch.ones(4), torch.empty(0), torch.empty(0), {}, MessageFormat()
+    )
     assert set(content) == {"arrays", "config"}
 
 

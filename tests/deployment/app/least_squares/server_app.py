@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust
+from flwr_byzasync import AsyncRobust, Liveness, Quorum
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
@@ -28,12 +28,11 @@ def main(grid: Grid, context: Context) -> None:
     strategy = AsyncRobust(
         CTMA(GeometricMedian(), byz_fraction=0.4),
         SGD(lr=0.1),
-        min_nodes=3,
+        quorum=Quorum(3),
         min_available_nodes=5,
         updates_per_round=size,
-        shut_after=100,
-        checkpoints=Checkpoints(output / "checkpoints", every_rounds=every),
-        resume=True,
+        liveness=Liveness(max_consecutive_faults=100),
+        checkpoints=Checkpoints(output / "checkpoints", every_rounds=every, resume=True),
     )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

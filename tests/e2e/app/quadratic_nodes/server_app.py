@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust
+from flwr_byzasync import AsyncRobust, Quorum
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
 
@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
         CoordinateWiseMedian(),
         SGD(lr=0.2),
         buffers=["mean"],
-        min_nodes=3,
+        quorum=Quorum(3),
         min_available_nodes=3,
         updates_per_round=20,
         # By count, a liar faster than the others together would have the majority.
