@@ -19,7 +19,7 @@ from flwr_byzasync.testing.mutants import (
     without_weights,
 )
 
-LAMBDAS = [0.1, 0.25, 0.4]
+LAMBDAS = [0.25, *(pytest.param(lam, marks=pytest.mark.slow) for lam in (0.1, 0.4))]
 BROKEN: dict[str, Aggregator] = {
     "mean": Mean(),
     "rfa": build("rfa"),
