@@ -1,4 +1,4 @@
-"""Checks of settings: each names the argument, the value, what is legal and the next move."""
+"""Checks of settings: each error names the argument, its value, the legal range and the fix."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -26,18 +26,18 @@ def check_number(
     Parameters
     ----------
     name, value
-        The argument as the caller wrote it.
+        The argument as the caller passed it.
     low, high : float
         Ends of the legal interval. NaN and infinities are never legal.
     closed : {"both", "left", "right", "neither"}
-        Which ends belong to it.
+        Which ends are included.
     fix : str
-        The next move for the message.
+        The end of the message: what to do instead.
 
     Raises
     ------
     ConfigError
-        If `value` is no real number (bool counts as none) or lies outside.
+        If `value` is not a real number (bool is not accepted) or lies outside.
     """
     left = "[" if closed in ("both", "left") and low != -math.inf else "("
     right = "]" if closed in ("both", "right") and high != math.inf else ")"
@@ -61,7 +61,7 @@ def check_integer(name: str, value: object, *, low: int, fix: str, high: int | N
     Raises
     ------
     ConfigError
-        If `value` is no integer (bool counts as none) or lies outside.
+        If `value` is not an integer (bool is not accepted) or lies outside.
     """
     legal = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -73,15 +73,14 @@ def check_integer(name: str, value: object, *, low: int, fix: str, high: int | N
 
 
 def coerce_numbers(settings: Any) -> None:
-    """Make numbers of NumPy, and fractions, among a frozen dataclass's fields Python's own.
+    """Convert NumPy scalars and fractions in a frozen dataclass to built-in numbers.
 
-    What is legal as a number must be one wherever it is used: in arithmetic with tensors, in a
-    checkpoint, and beside the same number when a run goes on.
+    So that arithmetic with tensors, checkpoints and the comparison on resume agree.
     """
     for name in (field.name for field in fields(settings)):
         value = getattr(settings, name)
         if isinstance(value, Real) and type(value).__module__ != "builtins":
-            with suppress(OverflowError):  # the check that follows refuses it
+            with suppress(OverflowError):  # refused by the check that follows
                 number = int(value) if isinstance(value, Integral) else float(value)
                 object.__setattr__(settings, name, number)
 
@@ -92,7 +91,7 @@ def check_choice(name: str, value: object, choices: Collection[str], *, fix: str
     Raises
     ------
     ConfigError
-        If `value` is no string or not among the choices.
+        If `value` is not a string or not among the choices.
     """
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(name, value, "one of " + ", ".join(sorted(choices)), fix)
@@ -105,10 +104,10 @@ def check_byz_fraction(name: str, value: object) -> float:
     Raises
     ------
     ConfigError
-        If `value` is no number or lies outside: at half the weight nobody can tell sides apart,
-        and nearer to it than rounding no rule can either.
+        If `value` is not a number or lies outside. At half of the weight the two sides cannot be
+        told apart, and within rounding of it no rule can decide either.
     """
-    fix = "pass the largest share of the weight that liars may hold, for example 0.4"
+    fix = "pass the largest share of the weight that Byzantine nodes may hold, for example 0.4"
     number = check_number(name, value, low=0.0, high=0.5, closed="left", fix=fix)
     if number > 0.5 - 1e-9:
         raise ConfigError(name, value, "a number in [0, 0.5), 1e-9 or more below 0.5", fix)
@@ -116,14 +115,14 @@ def check_byz_fraction(name: str, value: object) -> float:
 
 
 def check_count(name: str, count: int | None) -> int | None:
-    """Return a positive whole number, or None."""
+    """Return `count` if it is a positive integer or None, else raise."""
     fix = "pass a positive number, or None"
     return None if count is None else check_integer(name, count, low=1, fix=fix)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """Return the device if rules can compute on it: the CPU, or a CUDA card that is there."""
-    # Rules compute in float64, which other accelerators lack.
+    """Return the device if rules can run on it: the CPU, or an available CUDA device."""
+    # Rules compute in float64, which other accelerators do not support.
     legal = "'cpu' or a CUDA device of this machine"
     fix = "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     try:
@@ -138,13 +137,13 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def check_call(name: str, call: object) -> None:
-    """Make sure that something is a function, or left out."""
+    """Raise unless `call` is callable or None."""
     if call is not None and not callable(call):
         raise ConfigError(name, call, "a function, or None", "leave it out")
 
 
 def check_key(name: str, key: object, reserved: Iterable[str]) -> str:
-    """Return a record's name if no other record has it."""
+    """Return a record's name if it is not reserved by another record."""
     others = tuple(reserved)
     if not isinstance(key, str) or not key or key in others:
         legal = f"a name other than {', '.join(repr(other) for other in others)}"
@@ -153,12 +152,12 @@ def check_key(name: str, key: object, reserved: Iterable[str]) -> str:
 
 
 def check_names(name: str, names: object) -> tuple[str, ...]:
-    """Return names as a tuple; one string is no collection of names."""
-    given: tuple[object, ...] | None = None
-    with suppress(TypeError):  # of what has no parts, or looks as if it had, as an array of NumPy
-        given = None if isinstance(names, str) else tuple(names)  # type: ignore[arg-type]
-    told = None if given is None else tuple(each for each in given if isinstance(each, str))
-    if told is None or told != given:
+    """Return names as a tuple; a single string is refused."""
+    items: tuple[object, ...] | None = None
+    with suppress(TypeError):  # not iterable, or only nominally, as a 0-d NumPy array
+        items = None if isinstance(names, str) else tuple(names)  # type: ignore[arg-type]
+    strings = None if items is None else tuple(each for each in items if isinstance(each, str))
+    if strings is None or strings != items:
         fix = "pass for example buffer_names(model)"
-        raise ConfigError(name, names if given is None else given, "a collection of names", fix)
-    return told
+        raise ConfigError(name, names if items is None else items, "a collection of names", fix)
+    return strings

@@ -1,28 +1,29 @@
-"""Finding what a package's files declare, so that adding one is adding a file."""
+"""Discovery of the classes that a package's modules declare, and parsing of their specs."""
 
 import ast
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-LONGEST = 1000
-"""Characters: Python's parser is not made for endless nesting."""
+MAX_LENGTH = 1000
+"""Longest spec in characters: Python's parser fails on deep nesting."""
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Mapping[str, type]:
-    """Return the classes of a package's modules that declare themselves, by name.
+    """Return the classes that a package's modules declare, by name.
 
     Parameters
     ----------
     package : str
         Import path of the package.
     attribute : str
-        Class attribute that is the declaration; its ``name`` is the key.
+        Class attribute that holds the declaration; its ``name`` is the key. For its optional
+        ``aliases`` see `with_aliases`.
     without : tuple of str
-        Modules to leave out.
+        Modules to skip.
 
     Returns
     -------
@@ -32,35 +33,50 @@ def declared(package: str, attribute: str, without: tuple[str, ...] = ()) -> Map
     Raises
     ------
     RuntimeError
-        If two classes declare the same name.
+        If two classes declare the same name or alias.
     """
     found: dict[str, type] = {}
+    taken: dict[str, type] = {}
     for module in iter_modules(import_module(package).__path__):
         if module.name in without:
             continue
         path = f"{package}.{module.name}"
         for member in vars(import_module(path)).values():
             own = isinstance(member, type) and member.__module__ == path
-            name = getattr(member.__dict__.get(attribute), "name", None) if own else None
-            if name is None:
+            info: Any = member.__dict__.get(attribute) if own else None
+            if not hasattr(info, "name"):
                 continue
-            if name in found:
-                raise RuntimeError(f"two classes are named {name!r}: {found[name]} and {member}")
-            found[name] = member
+            for name in _names(info):
+                if name in taken:
+                    both = f"{taken[name]} and {member}"
+                    raise RuntimeError(f"two classes are named {name!r}: {both}")
+                taken[name] = member
+            found[info.name] = member
     return MappingProxyType(dict(sorted(found.items())))
 
 
+def with_aliases(found: Mapping[str, type], attribute: str) -> Mapping[str, type]:
+    """Return the same classes by their names and aliases."""
+    return MappingProxyType(
+        {name: each for each in found.values() for name in _names(getattr(each, attribute))}
+    )
+
+
+def _names(info: Any) -> tuple[str, ...]:
+    return info.name, *getattr(info, "aliases", ())
+
+
 class Call(NamedTuple):
-    """A name, and what stands in brackets behind it.
+    """A name and its arguments.
 
     Parameters
     ----------
     name : str
         The name.
     positional : list of ast.expr
-        What is written without a name, in order.
+        Positional arguments, in order.
     settings : list of ast.keyword
-        What is written as name=value.
+        Keyword arguments.
     """
 
     name: str
@@ -68,14 +84,14 @@ class Call(NamedTuple):
     settings: list[ast.keyword]
 
     def named(self, names: Collection[str]) -> dict[str, ast.expr] | None:
-        """Return the settings by name, or None if one is not among `names` or comes twice."""
+        """Return the settings by name, or None if one is unknown or repeated."""
         found = {str(keyword.arg): keyword.value for keyword in self.settings}
         return found if len(found) == len(self.settings) and set(found) <= set(names) else None
 
 
-def parse(text: object) -> ast.expr | None:
-    """Return text as an expression, or None if it is none. Nothing in it is executed."""
-    if not isinstance(text, str) or len(text) > LONGEST:
+def parse_spec(text: object) -> ast.expr | None:
+    """Parse a spec such as ``ctma(gm)``; None if it is no expression. Nothing is executed."""
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return None
     try:
         return ast.parse(text.strip(), mode="eval").body
@@ -84,13 +100,13 @@ def parse(text: object) -> ast.expr | None:
 
 
 def as_call(node: ast.expr | None) -> Call | None:
-    """Return a name or the call of a name; None for all else.
+    """Return a name or the call of a name as a `Call`; None for anything else.
 
     Examples
     --------
-    >>> as_call(parse("gm"))
+    >>> as_call(parse_spec("gm"))
     Call(name='gm', positional=[], settings=[])
-    >>> as_call(parse("3 * gm")) is None
+    >>> as_call(parse_spec("3 * gm")) is None
     True
     """
     if isinstance(node, ast.Name):
@@ -100,17 +116,17 @@ def as_call(node: ast.expr | None) -> Call | None:
     return None
 
 
-def constant(node: ast.expr) -> object:
+def literal(node: ast.expr) -> object:
     """Return the value of a literal, or of one of the words true, false and none.
 
     Raises
     ------
     ValueError
-        If it is something else.
+        If it is anything else.
 
     Examples
     --------
-    >>> constant(parse("-1e-6")), constant(parse("true"))
+    >>> literal(parse_spec("-1e-6")), literal(parse_spec("true"))
     (-1e-06, True)
     """
     if isinstance(node, ast.Name) and node.id in WORDS:
@@ -118,5 +134,5 @@ def constant(node: ast.expr) -> object:
     try:
         value: object = ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError):
-        raise ValueError("no literal") from None
+        raise ValueError("not a literal") from None
     return value

@@ -1,4 +1,4 @@
-"""The command ``byzasync``: ``byzasync audit RULE`` searches a rule for its worst cases."""
+"""The ``byzasync`` command: ``byzasync audit RULE`` searches for a rule's worst cases."""
 
 import argparse
 import importlib
@@ -18,13 +18,13 @@ from flwr_byzasync.aggregators import Aggregator, build, discover
 from flwr_byzasync.aggregators.rule import bound_of
 from flwr_byzasync.audit import worst_case
 from flwr_byzasync.audit.case import RuleError
-from flwr_byzasync.audit.report import Line, drawn, example, figure, matrix, table
+from flwr_byzasync.audit.report import AuditRow, ascii_plot, example, figure, matrix, table
 from flwr_byzasync.errors import ConfigError
 
 LAMBDAS = (0.1, 0.25, 0.4)
 CURVE = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 CENTRES = {"ctma": ("cwmed", "gm")}
-"""What ``--all`` puts under a rule that has a base; other rules than these get w-CWMed."""
+"""Bases that ``--all`` uses for meta-rules; w-CWMed for those not listed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments, the process's by default.
+        Arguments; by default those of the process.
 
     Returns
     -------
@@ -43,26 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        With code 2 after one sentence, if an argument is not legal; with 0 after ``--help``.
+        With code 2 after a one-sentence message if an argument is illegal; with 0 after ``--help``.
     """
-    given = _parser().parse_args(argv)
-    # Sums are split by the number of threads: with one, a seed finds the same everywhere.
+    args = _parser().parse_args(argv)
+    # The number of threads changes how sums are split: with one, a seed is reproducible.
     torch.set_num_threads(1)
     try:
-        for lam in given.lam:
+        for lam in args.lam:
             check_byz_fraction("lam", lam)
-        if given.out is not None:
-            _check_folder(given.out)
-        return _audit_all(given) if given.all else _audit(given)
+        if args.out is not None:
+            _check_folder(args.out)
+        return _audit_all(args) if args.all else _audit(args)
     except ConfigError as error:
         print(f"byzasync: {error}", file=sys.stderr)
     except RuleError as error:
-        print(f"byzasync: {given.rule} is no rule: {error}.", file=sys.stderr)
+        print(f"byzasync: {args.rule} is not a valid rule: {error}.", file=sys.stderr)
     return 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence."""
+    """A parser with one-sentence errors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"byzasync: {message}; see {self.prog} --help.\n")
@@ -74,22 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     audit = commands.add_parser(
         "audit",
-        help="search a rule for its worst cases",
-        description="Search for rows, weights, and honest rows G that hold 1 - λ of the weight, "
-        "such that |result - mean of G|² / variance of G is as large as can be; compare it with "
-        "the constant that the rule states. Exit code 1 if more than stated was found.",
+        help="search for a rule's worst cases",
+        description="Search for rows, weights, and a set G of honest rows that holds 1 - λ of the "
+        "weight, to maximise |result - mean of G|² / variance of G, and compare it with the "
+        "constant that the rule states. Exit code 1 if the stated constant is exceeded.",
     )
     which = audit.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "rule",
         nargs="?",
         metavar="RULE",
-        help="a rule such as 'ctma(gm)', or a rule of your own as module:attribute; "
-        "byz_fraction=λ is passed where it is taken",
+        help="a rule such as 'ctma(gm)', or your own rule as module:attribute; "
+        "byz_fraction=λ is passed if it is a parameter",
     )
-    which.add_argument("--all", action="store_true", help="all rules of the package, as markdown")
+    which.add_argument("--all", action="store_true", help="every rule of the package, as markdown")
     at = audit.add_mutually_exclusive_group()
-    at.add_argument("--lam", nargs="+", type=float, default=LAMBDAS, metavar="λ", help="shares")
+    at.add_argument(
+        "--lam", nargs="+", type=float, default=LAMBDAS, metavar="λ", help="Byzantine shares"
+    )
     at.add_argument("--curve", action="store_true", help="λ = 0.05, 0.1, ..., 0.45, and a curve")
     audit.add_argument(
         "--rows", type=int, default=5, metavar="N", help="largest number of rows (%(default)s)"
@@ -99,60 +101,64 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=20_000,
         metavar="N",
-        help="calls of the rule at each λ (%(default)s)",
+        help="calls of the rule per λ (%(default)s)",
     )
     audit.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of the search (%(default)s)"
+        "--seed", type=int, default=1, metavar="N", help="seed of the search (%(default)s)"
     )
+    _add_output(audit)
+    return parser
+
+
+def _add_output(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("--table", action="store_true", help="print the table as markdown")
     audit.add_argument("--show", action="store_true", help="print the worst case at every λ")
     audit.add_argument(
         "--out", type=Path, metavar="DIR", help="write audit.md, and audit.png with --curve"
     )
-    return parser
 
 
-def _audit(given: argparse.Namespace) -> int:
-    lines, refused = _search(given.rule, given)
-    if not lines:
+def _audit(args: argparse.Namespace) -> int:
+    rows, refused = _search(args.rule, args)
+    if not rows:
         raise next(iter(refused.values()))
-    shown = f"{given.rule}: {_budget(given)}\n\n{table(lines, markdown=given.table)}"
+    shown = f"{args.rule}: {_budget(args)}\n\n{table(rows, markdown=args.table)}"
     print(shown)
-    if given.curve:
-        print(f"\n{drawn(lines)}")
-    for line in lines:
-        if given.show or line.broken or line.ruined:
-            print(f"\n{example(line)}")
+    if args.curve:
+        print(f"\n{ascii_plot(rows)}")
+    for row in rows:
+        if args.show or row.broken or row.unbounded:
+            print(f"\n{example(row)}")
     for lam, error in refused.items():
-        print(f"\nλ = {lam:g} is left out: {error}")
-    if given.out is not None:
-        marked = f"{given.rule}: {_budget(given)}\n\n{table(lines, markdown=True)}\n"
-        (given.out / "audit.md").write_text(marked, encoding="utf-8")
-        if given.curve and not figure(given.rule, lines, given.out / "audit.png"):
-            print("\nNo audit.png: matplotlib is not there; pip install matplotlib.")
-    return int(any(line.broken for line in lines))
+        print(f"\nλ = {lam:g} is skipped: {error}")
+    if args.out is not None:
+        marked = f"{args.rule}: {_budget(args)}\n\n{table(rows, markdown=True)}\n"
+        (args.out / "audit.md").write_text(marked, encoding="utf-8")
+        if args.curve and not figure(args.rule, rows, args.out / "audit.png"):
+            print("\nNo audit.png: matplotlib is not installed; run pip install matplotlib.")
+    return int(any(row.broken for row in rows))
 
 
-def _audit_all(given: argparse.Namespace) -> int:
-    """Audit every rule; one example for each that no constant holds for."""
-    found = {name: _search(name, given)[0] for name in _names()}
-    text = f"Worst ratio found / constant stated; {_budget(given)}.\n\n"
-    text += f"{matrix(found, _lambdas(given))}\n"
-    for name, lines in found.items():
-        ruins = [line for line in lines if line.ruined][-1:]
-        for line in [line for line in lines if line.broken or given.show] or ruins:
-            text += f"\n`{name}`\n\n```\n{example(line)}\n```\n"
+def _audit_all(args: argparse.Namespace) -> int:
+    """Audit every rule, with one example for each that has no constant."""
+    found = {name: _search(name, args)[0] for name in _names()}
+    text = f"Worst ratio found / constant stated; {_budget(args)}.\n\n"
+    text += f"{matrix(found, _lambdas(args))}\n"
+    for name, rows in found.items():
+        unbounded = [row for row in rows if row.unbounded][-1:]
+        for row in [row for row in rows if row.broken or args.show] or unbounded:
+            text += f"\n`{name}`\n\n```\n{example(row)}\n```\n"
     print(text, end="")
-    if given.out is not None:
-        (given.out / "audit.md").write_text(text, encoding="utf-8")
-    return int(any(line.broken for lines in found.values() for line in lines))
+    if args.out is not None:
+        (args.out / "audit.md").write_text(text, encoding="utf-8")
+    return int(any(row.broken for rows in found.values() for row in rows))
 
 
-def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[float, ConfigError]]:
-    """Return what was found at each λ, and why at others the rule could not be made."""
+def _search(text: str, args: argparse.Namespace) -> tuple[list[AuditRow], dict[float, ConfigError]]:
+    """Return the worst case at each λ, and the error at each λ for which the rule is not legal."""
     make = _maker(text)
-    lines, refused = [], {}
-    for lam in _lambdas(given):
+    rows, refused = [], {}
+    for lam in _lambdas(args):
         try:
             rule = make(lam)
         except ConfigError as error:
@@ -160,17 +166,17 @@ def _search(text: str, given: argparse.Namespace) -> tuple[list[Line], dict[floa
             continue
         except Exception as error:
             fix = f"correct it ({type(error).__name__}: {error})"
-            raise ConfigError("RULE", text, f"one that can be made at λ = {lam:g}", fix) from error
+            raise ConfigError(
+                "RULE", text, f"a rule that can be built at λ = {lam:g}", fix
+            ) from error
         _check_bound(rule, lam)
-        case = worst_case(
-            rule, lam, rows=given.rows, evaluations=given.evaluations, seed=given.seed
-        )
-        lines.append(Line(rule, lam, case))
-    return lines, refused
+        case = worst_case(rule, lam, rows=args.rows, evaluations=args.evaluations, seed=args.seed)
+        rows.append(AuditRow(rule, lam, case))
+    return rows, refused
 
 
 def _maker(text: str) -> Callable[[float], Aggregator]:
-    """Return λ -> rule, for the text of a rule or a third party's ``module:attribute``."""
+    """Return λ -> rule, for the text of a rule or a ``module:attribute``."""
     if ":" not in text:
         return lambda lam: build(text, byz_fraction=lam)
     module, _, attribute = text.partition(":")
@@ -178,7 +184,7 @@ def _maker(text: str) -> Callable[[float], Aggregator]:
     try:
         made = getattr(importlib.import_module(module), attribute)
         settings = inspect.signature(made).parameters
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # importing runs arbitrary code
         legal = "module:attribute, a rule or a class of rules that can be imported"
         fix = f"correct it ({type(error).__name__}: {error})"
         raise ConfigError("RULE", text, legal, fix) from error
@@ -190,12 +196,12 @@ def _maker(text: str) -> Callable[[float], Aggregator]:
 
 
 def _check_bound(rule: Aggregator, lam: float) -> None:
-    """Have a rule state its constant before the search: nobody wants to hear of it minutes later.
+    """Ask a rule for its constant before the search, so that an error shows at once.
 
     Raises
     ------
     RuleError
-        If that raises, or is no constant.
+        If that raises, or the constant is invalid.
     """
     try:
         bound_of(rule, lam)
@@ -212,21 +218,21 @@ def _names() -> list[str]:
     return names
 
 
-def _lambdas(given: argparse.Namespace) -> Sequence[float]:
-    lambdas: Sequence[float] = CURVE if given.curve else given.lam
+def _lambdas(args: argparse.Namespace) -> Sequence[float]:
+    lambdas: Sequence[float] = CURVE if args.curve else args.lam
     return lambdas
 
 
-def _budget(given: argparse.Namespace) -> str:
-    return f"up to {given.rows} rows, {given.evaluations} calls at each λ, seed {given.seed}"
+def _budget(args: argparse.Namespace) -> str:
+    return f"up to {args.rows} rows, {args.evaluations} calls per λ, seed {args.seed}"
 
 
 def _check_folder(folder: Path) -> None:
-    """Make the folder before the search: nobody wants to hear of it minutes later."""
+    """Create the folder before the search, so that an error shows at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        legal = "a folder that exists or can be made"
+        legal = "a folder that exists or can be created"
         raise ConfigError("out", str(folder), legal, f"pass another ({error})") from error
 
 

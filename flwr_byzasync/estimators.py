@@ -1,7 +1,7 @@
-"""The node's half of the algorithm: what vector a node sends, as pure (init, update) pairs.
+"""Gradient estimators: the vector that a node sends, as pure (init, update) pairs.
 
-An estimator never sees data. It is given the gradient at the batch that the node drew for this
-query as a function of the point, because μ² needs the same batch at two points.
+An estimator never accesses data. It gets the gradient on the batch of this query as a function
+of the point, because μ² needs the same batch at two points.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from flwr_byzasync._checks import check_number
 from flwr_byzasync.errors import ConfigError
 
 Memory = tuple[Tensor, ...]
-"""What a node keeps between two queries; empty before the first and after a restart."""
+"""State of a node between two queries; empty before the first and after a restart."""
 
 Gradient = Callable[[Tensor], Tensor]
 """``∇f(·; z)`` at one fixed batch z: (d,) -> (d,)."""
 
 
 class Estimator(NamedTuple):
-    """A pure pair; nothing is remembered between calls but the `Memory` handed back.
+    """A pure pair of functions; all state is in the `Memory`.
 
     Parameters
     ----------
     init : callable
-        ``() -> Memory``: the memory of a node that has answered nothing yet.
+        ``() -> Memory``: the memory of a node that has not replied yet.
     update : callable
         ``(memory, point, gradient, count) -> (vector, memory)`` with `point` the (d,) query,
         `gradient` at this query's batch and `count` the replies accepted from this node.
@@ -66,7 +66,7 @@ def momentum(beta: float = 0.9) -> Estimator:
     Parameters
     ----------
     beta : float, default 0.9
-        Share of the previous vector that is kept, in [0, 1).
+        Weight of the previous vector, in [0, 1).
 
     Raises
     ------
@@ -95,8 +95,8 @@ def mu2(beta: float | None = 0.25) -> Estimator:
     ----------
     beta : float or None, default 0.25
         Weight of the new gradient, in (0, 1]; 0.25 in the paper's experiments. None is the
-        theory's ``β = 1/(s_i + 1)`` with the count s_i that came with the query, or the node's
-        replies since its memory began, if they are fewer.
+        theory's ``β = 1/(s_i + 1)``, s_i the smaller of the count sent with the query and the
+        node's replies since its memory began.
 
     Raises
     ------
@@ -105,11 +105,11 @@ def mu2(beta: float | None = 0.25) -> Estimator:
 
     Notes
     -----
-    The count alone would mislead a node that lost its memory: with s_i = 999 its next vector
-    would keep 999 parts in 1000 of one noisy gradient, and go on so for a thousand replies.
-    Replies since its memory began are what the average really holds; nothing lost, they are s_i.
+    The count alone would be wrong for a node that lost its memory: with s_i = 999 its next vector
+    would keep 999 parts in 1000 of one noisy gradient, for about a thousand replies. The average
+    holds only the replies since the memory began; if nothing was lost, these are s_i.
 
-    Two gradients for each query but the first. Dahan and Levy 2024, arXiv 2501.09621,
+    Two gradients per query, except for the first. Dahan and Levy 2024, arXiv 2501.09621,
     algorithm 2; the correction is from Cutkosky and Orabona 2019.
 
     Examples
@@ -131,8 +131,8 @@ def mu2(beta: float | None = 0.25) -> Estimator:
         fresh = gradient(point)
         vector, made = fresh, 0
         if memory:
-            last_point, last_vector, *told = memory
-            made = int(told[0]) if told else 0
+            last_point, last_vector, *counter = memory
+            made = int(counter[0]) if counter else 0
             weight = 1 / (min(made, count) + 1) if beta is None else beta
             vector = fresh + (1 - weight) * (last_vector - gradient(last_point))
         counted = (torch.tensor(made + 1),) if beta is None else ()
@@ -145,12 +145,12 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {"mu2": mu2, "momentum": momen
 
 
 def build(name: str, beta: float | None = None) -> Estimator:
-    """Make an estimator from its name.
+    """Build an estimator from its name.
 
     Parameters
     ----------
     name : {"mu2", "momentum", "sgd"}
-        Which.
+        The estimator.
     beta : float, optional
         The estimator's β; None means its default. Plain SGD has none.
 

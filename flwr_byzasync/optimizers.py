@@ -1,4 +1,4 @@
-"""The server's half of the algorithm: one step on server-side state, as pure (init, step)."""
+"""Server optimizers: one step on the server-side state, as pure (init, step) pairs."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -19,13 +19,13 @@ class Iterates:
     Parameters
     ----------
     start : Tensor
-        Set once: where the run began, the centre of the projection.
+        Set once: the initial model, the centre of the projection.
     w : Tensor
         Every step: the iterate that the step moves.
     x : Tensor
-        Every step: the query point; what nodes are sent and what is evaluated.
+        Every step: the query point, sent to nodes and evaluated.
     step : int
-        Every step: server steps taken.
+        Every step: number of server steps.
     """
 
     start: Tensor
@@ -38,8 +38,8 @@ class Iterates:
 class Optimizer(Protocol):
     """Anything with these two methods steps the server.
 
-    One with a true attribute ``per_node`` is given directions divided by the number of nodes
-    that have a row, or by its ``lr`` where that is more: see `divisor_of`.
+    If its attribute ``per_node`` is true, directions are divided by the number of nodes that have
+    a row, or by its ``lr`` if that is larger: see `divisor_of`.
     """
 
     def init(self, start: Tensor) -> Iterates:
@@ -64,8 +64,8 @@ class SGD:
     per_node : bool, default False
         Whether v is divided by the number m of nodes that have a row. Every reply makes a step
         with the vectors of all m nodes: with ``lr=1`` and pseudo-gradients, m replies move the
-        model as far as one round of FedAvg, while steps of 1 would move it m times as far. With
-        fewer than η nodes v is divided by η: no step goes beyond v.
+        model as far as one round of FedAvg; undivided steps would move it m times as far. With
+        fewer than η nodes v is divided by η, so that no step exceeds v.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class AnyTimeSGD:
     lr : float
         η in (0, inf).
     gamma : float, optional
-        γ in (0, 1], of the practice schedule only; 0.1 if not given.
+        γ in (0, 1], only for the practice schedule; 0.1 by default.
     schedule : {"practice", "theory"}
         Which of the two.
     radius : float, optional
@@ -123,7 +123,7 @@ class AnyTimeSGD:
     Raises
     ------
     ConfigError
-        If a setting is out of range, or `gamma` is given with the theory schedule.
+        If a setting is out of range, or `gamma` is set with the theory schedule.
 
     Notes
     -----
@@ -174,15 +174,14 @@ class AnyTimeSGD:
 
 
 def divisor_of(optimizer: Optimizer, nodes: int) -> float:
-    """Return what a direction is divided by before `optimizer` makes its step.
+    """Return the divisor of directions for an optimizer.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Anything but one with a true ``per_node`` is given the direction itself: 1.
+        Without a true ``per_node`` the divisor is 1.
     nodes : int
-        m >= 1. Not m but ``lr`` where that is more: a step of more than the direction would go
-        beyond what the nodes say.
+        m >= 1. The divisor is ``lr`` if that is larger than m: no step may exceed the direction.
     """
     if not getattr(optimizer, "per_node", False):
         return 1.0
@@ -201,6 +200,6 @@ def _project(w: Tensor, centre: Tensor, radius: float | None) -> Tensor:
     if radius is None:
         return w
     offset = w - centre
-    # clamp instead of a comparison: no synchronisation with the device.
+    # clamp instead of a comparison, which would need a synchronisation with the device.
     shrink: Tensor = radius / torch.linalg.vector_norm(offset).clamp(min=radius)
     return centre + shrink * offset

@@ -1,8 +1,8 @@
-"""How much each node's row weighs: functions of what the server itself counted, and a cap.
+"""Weight policies: the weight of each row from the server's own counters, and a cap on shares.
 
-Nothing that a client reports enters a weight. A policy maps the server's book, which is the
-accepted replies of each node and the age of its row, to one weight a row; `capped` bounds the
-share of any of them, whatever the policy.
+Nothing that a client reports enters a weight. A policy maps the accepted replies of each node and
+the age of its row, as counted by the server, to one weight per row; `capped` bounds the share of
+any row under any policy.
 """
 
 import math
@@ -24,7 +24,7 @@ FIX = "pass 'counts', 'uniform' or for example StalenessDiscount(power=0.5)"
 
 @runtime_checkable
 class WeightPolicy(Protocol):
-    """Anything that turns the server's book into weights, called as ``policy(counts, ages)``.
+    """Anything that turns the server's counters into weights, called as ``policy(counts, ages)``.
 
     `counts` (m,) int64 >= 1 holds the accepted replies of each node, `ages` (m,) int64 >= 0
     the server steps since the query of each row was sent, both on the host and not to be
@@ -38,7 +38,7 @@ class WeightPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of accepted replies, ``s_i`` (Dahan and Levy 2024): int64, kept up to date.
+    """The number of accepted replies, ``s_i`` (Dahan and Levy 2024); allows incremental rules.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Uniform:
-    """One for every node, ``u_i = 1``: a share is bounded by the number of liars, not replies.
+    """One for every node, ``u_i = 1``: the number of liars bounds their share, not their replies.
 
     Examples
     --------
@@ -70,10 +70,10 @@ class Uniform:
 
 @dataclass(frozen=True)
 class StalenessDiscount:
-    """Counts that fade with the age of the row: ``u_i = s_i (1 + τ_i)^−a``.
+    """Counts discounted by the age of the row: ``u_i = s_i (1 + τ_i)^−a``.
 
-    τ_i is the number of server steps since the query of row i was sent, so that the row of a
-    node that left weighs less with every step.
+    τ_i is the number of server steps since the query of row i was sent, so the row of a node that
+    left loses weight with every step.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ class StalenessDiscount:
     -----
     The polynomial discount of FedAsync (Xie, Koyejo and Gupta 2019, arXiv 1903.03934, section
     5), which applies it once, to the step size of an arriving model. Here rows stay, so it is
-    applied to each row at every step. All weights change with every step: rules that are kept
-    up to date are called from scratch. No robustness is lost, because the bounds of the rules
-    hold for any weights; what the liars' share is measured in changes.
+    applied to each row at every step. All weights change with every step, so incremental rules
+    are called from scratch. Robustness is unaffected: the bounds of the rules hold for any
+    weights, with the liars' share measured in these weights.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def capped(weights: Tensor, max_share: float) -> Tensor:
     because g(u) = c Σ min(s_i, u) − u is continuous with g(0) = 0 and, as c m >= 1, g(u) =
     (c m − 1) u >= 0 for u up to the smallest positive s_i. With u_i = min(s_i, u*) every u_i is
     at most max u_i <= c Σ u, so a set F of f nodes has Σ_F u_i <= f max u_i <= f c Σ u. Neither
-    step reads the s_i of F. Nor can liars shrink the honest nodes' weights to gain more: the
+    step reads the s_i of F. Liars cannot gain by shrinking the honest nodes' weights either: the
     bound is on the share. For f·c < 1/2 a robust rule with λ >= f·c keeps its guarantee.
 
     The order of the weights is kept, u <= s, capping twice is capping once, and ``capped(a s) =
@@ -205,7 +205,7 @@ def capped(weights: Tensor, max_share: float) -> Tensor:
     share = max(max_share, 1.0 / max(positive, 1))
     slack = 1.0 + 4 * len(weights) * EPS
     if math.isinf(float(weights.sum())):
-        # Only proportions matter, and these the sum can hold.
+        # Only proportions matter, and now the sum is finite.
         weights = weights / len(weights)
     if not positive or float(weights.max()) <= share * float(weights.sum()) * slack:
         return weights
@@ -215,7 +215,7 @@ def capped(weights: Tensor, max_share: float) -> Tensor:
 
 def _limit(values: list[float], share: float) -> float:
     """Return u* for rising positive values, the largest of which holds more than its share."""
-    # below[j]: the sum of the j smallest, added from the small end: never a difference of sums.
+    # below[j]: the sum of the j smallest, added from the small end, never a difference of sums.
     below = [0.0, *accumulate(values)]
     for cut in range(1, len(values)):
         kept = len(values) - cut
@@ -233,7 +233,7 @@ POLICIES: Mapping[str, Callable[[], WeightPolicy]] = MappingProxyType(
 
 
 def weight_policy(weights: str | WeightPolicy) -> WeightPolicy:
-    """Return the policy of a name, or a policy of the user's own.
+    """Return the weight policy for a name, or the policy passed.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def weight_policy(weights: str | WeightPolicy) -> WeightPolicy:
     Raises
     ------
     ConfigError
-        If the name is unknown, or the policy gives no weights for two nodes.
+        If the name is unknown, or the policy does not return valid weights.
     """
     if isinstance(weights, str) or not callable(weights) or isinstance(weights, type):
         return POLICIES[check_choice("weights", weights, POLICIES, fix=FIX)]()
@@ -252,14 +252,14 @@ def weight_policy(weights: str | WeightPolicy) -> WeightPolicy:
 
 
 def _check_weights(policy: WeightPolicy) -> None:
-    """Try a policy on one to three nodes: what cannot work fails before any message is sent.
+    """Try a policy on one to three nodes, so that a broken one fails before any message is sent.
 
     Raises
     ------
     ConfigError
-        Unless it gives a finite weight a node, none of them negative, with a positive sum.
+        Unless it returns one finite non-negative weight per node, with a positive sum.
     """
-    legal = "a policy called as policy(counts, ages) that gives one weight >= 0 a node"
+    legal = "a policy called as policy(counts, ages) that returns one weight >= 0 per node"
     try:
         usable = all(
             _are_weights(policy(torch.arange(1, m + 1), torch.arange(m)), m) for m in (1, 2, 3)
@@ -270,6 +270,6 @@ def _check_weights(policy: WeightPolicy) -> None:
         raise ConfigError("weights", policy, legal, FIX)
 
 
-def _are_weights(given: Tensor, m: int) -> bool:
-    right = given.shape == (m,) and bool(given.isfinite().all() and (given >= 0).all())
-    return right and float(given.sum()) > 0
+def _are_weights(weights: Tensor, m: int) -> bool:
+    right = weights.shape == (m,) and bool(weights.isfinite().all() and (weights >= 0).all())
+    return right and float(weights.sum()) > 0

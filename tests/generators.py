@@ -26,7 +26,7 @@ def weighted(kind: str = "integers") -> st.SearchStrategy[Weighted]:
 def search(part: int = 1) -> settings:
     """How much the profile lets a test search, or a part of it."""
     return settings(
-        max_examples=max(10, settings().max_examples // part),
+        max_examples=max(5, settings().max_examples // part),
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )

@@ -1,4 +1,4 @@
-"""Every refusal names argument, value, legal range and next move, in one sentence."""
+"""Every error names argument, value, legal range and fix, in one sentence."""
 
 import pickle
 

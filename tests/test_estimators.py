@@ -1,4 +1,4 @@
-"""The node's half against traces computed by hand."""
+"""Estimators against traces computed by hand."""
 
 import pytest
 import torch
@@ -77,14 +77,14 @@ def test_mu2_with_a_constant_beta_remembers_two_vectors_and_no_number() -> None:
 
 
 def test_mu2_evaluates_both_points_on_the_same_gradient_function() -> None:
-    seen: list[float] = []
+    points: list[float] = []
 
     def gradient(x: Tensor) -> Tensor:
-        seen.append(float(x[0]))
+        points.append(float(x[0]))
         return x
 
     mu2().update((torch.tensor([7.0]), torch.tensor([0.0])), torch.tensor([5.0]), gradient, 1)
-    assert seen == [5.0, 7.0]
+    assert points == [5.0, 7.0]
 
 
 def test_momentum_keeps_its_share_of_the_last_vector() -> None:

@@ -1,4 +1,4 @@
-"""The server's half against traces computed by hand, and the laws of its schedules."""
+"""Optimizers against traces computed by hand, and the laws of their schedules."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_practice_schedule_follows_the_trace_written_by_hand() -> None:
     torch.testing.assert_close(last.x, torch.tensor([1.01], dtype=torch.float64))
 
 
-def test_practice_gamma_is_a_tenth_unless_given() -> None:
+def test_practice_gamma_is_a_tenth_by_default() -> None:
     assert play(AnyTimeSGD(lr=1.0), 0.0, [-10.0])[-1].x.tolist() == [1.0]
 
 
@@ -66,7 +66,7 @@ def test_projection_leaves_what_lies_inside_alone() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), AnyTimeSGD(0.1), AnyTimeSGD(0.1, radius=1.0)])
-def test_a_step_writes_no_tensor_that_it_was_given(optimizer: Optimizer) -> None:
+def test_a_step_writes_none_of_its_inputs(optimizer: Optimizer) -> None:
     start, direction = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     before: Tensor = torch.cat([start, direction]).clone()
     state = optimizer.step(optimizer.init(start), direction)

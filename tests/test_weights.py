@@ -135,7 +135,7 @@ def test_rows_of_weight_zero_stay_at_zero_and_do_not_count_as_nodes() -> None:
     "policy", [*(make() for make in POLICIES.values()), Capped(Uniform(), 0.5)]
 )
 @given(counts=counts_of, age=st.integers(0, 10**6))
-def test_every_policy_gives_positive_weights_and_leaves_the_book_unwritten(
+def test_every_policy_gives_positive_weights_and_leaves_its_inputs_unwritten(
     policy: WeightPolicy, counts: Tensor, age: int
 ) -> None:
     ages = torch.arange(len(counts)) * age

@@ -1,4 +1,4 @@
-"""Weighted robust aggregation rules, one a file; see docs/algorithm.md for the mathematics."""
+"""Weighted robust aggregation rules, one per file; see docs/algorithm.md for the mathematics."""
 
 from flwr_byzasync.aggregators.arc import ARC
 from flwr_byzasync.aggregators.bucketing import Bucketing
@@ -18,7 +18,7 @@ from flwr_byzasync.aggregators.multi_krum import MultiKrum
 from flwr_byzasync.aggregators.nnm import NNM
 from flwr_byzasync.aggregators.registry import build, discover
 from flwr_byzasync.aggregators.rfa import RFA
-from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Aggregator, Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.trimmed_mean import TrimmedMean
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
     "Mean",
     "MoNNA",
     "MultiKrum",
-    "Rule",
+    "RuleInfo",
     "TrimmedMean",
     "WeightedRule",
     "build",

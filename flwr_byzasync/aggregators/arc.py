@@ -7,34 +7,35 @@ from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
-from flwr_byzasync.aggregators.clipping import clip, norms
+from flwr_byzasync.aggregators.clipping import clip
+from flwr_byzasync.aggregators.numerics import norms
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
-from flwr_byzasync.aggregators.selection import largest_left
+from flwr_byzasync.aggregators.selection import clipping_threshold
 
 
-def clipped_bound(lam: float, base: float) -> float:
+def arc_bound(lam: float, base: float) -> float:
     """Return ``c + 2λ/(1 − 2λ)``, the constant over a base with constant c."""
     return base + 2.0 * lam / (1.0 - 2.0 * lam)
 
 
 @dataclass(frozen=True)
-class ARC(RuleOver):
-    """The longest rows are shortened to the longest of the others; then the base.
+class ARC(MetaRule):
+    """Clip the longest rows to the largest norm of the others, then apply the base.
 
-    Rows longer than τ are shortened to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
+    Rows longer than τ are clipped to τ, the smallest norm beyond which at most 2λ(1 − λ) S of
     the weight lies. With equal weights and λ = f/n these are the ⌊2(f/n)(n − f)⌋ longest rows,
     as published.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the clipped rows. Any rule, a third party's included.
+        The rule applied to the clipped rows: any rule, including third-party ones.
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
 
@@ -46,9 +47,9 @@ class ARC(RuleOver):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= (c + 2λ/(1 − 2λ)) ρ²`` over a base with constant c at λ, proved in
-    docs/theory/clipping.md, the weighted form of what is published; at most 3 c, as no rule's c
-    is below λ/(1 − 2λ). The bound covers any true share up to `byz_fraction`. Clipping knows an
-    origin: moving all rows does not move the result with them.
+    docs/theory/clipping.md, the weighted form of the published constant; at most 3 c, as no
+    rule's c is below λ/(1 − 2λ). The bound covers any true share up to `byz_fraction`. Clipping
+    depends on the origin: it does not commute with translation.
 
     Cost
     ----
@@ -66,29 +67,29 @@ class ARC(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="arc",
         laws=frozenset(Law) - {Law.TRANSLATION, Law.HULL},
-        bound=lambda lam: clipped_bound(lam, sharp_bound(lam)),
+        bound=lambda lam: arc_bound(lam, sharp_bound(lam)),
         sources=("Allouah et al. 2024, arXiv 2405.14432, section 3", "docs/theory/clipping.md"),
-        published=lambda lam: clipped_bound(lam, published_median_bound(lam)),
+        published=lambda lam: arc_bound(lam, published_median_bound(lam)),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
-        return clipped_bound(lam, base)
+        return arc_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
-        return clipped_bound(lam, base)
+        return arc_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""
         norm = norms(rows)
         share = 2.0 * self.byz_fraction * (1.0 - self.byz_fraction)
-        threshold = largest_left(norm, weights, share)
-        return precise(self.base, clip(rows, norm, threshold), weights)
+        threshold = clipping_threshold(norm, weights, share)
+        return aggregate_float64(self.base, clip(rows, norm, threshold), weights)

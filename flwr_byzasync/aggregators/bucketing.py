@@ -1,4 +1,4 @@
-"""w-Bucketing (Karimireddy, He and Jaggi 2022, ICLR, arXiv 2006.09365): means of few rows."""
+"""w-Bucketing (Karimireddy, He and Jaggi 2022, ICLR, arXiv 2006.09365): means of small groups."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +14,10 @@ from flwr_byzasync.aggregators.numerics import column_blocks
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
     bound_of,
-    precise,
 )
 
 
@@ -31,24 +31,24 @@ def _over_median(lam: float) -> float:
 
 
 @dataclass(frozen=True)
-class Bucketing(RuleOver):
-    """Rows are averaged in random groups of a few; then the base.
+class Bucketing(MetaRule):
+    """Average the rows in small random groups, then apply the base.
 
     The rows of positive weight are put in a random order and cut into groups of b = `size`; the
-    last group may be smaller. Equal weights: the base sees the mean of each group, as published.
-    Otherwise a group with weights ``s_1 >= s_2 >= ... >= s_b`` is taken in layers: for each k,
-    the base sees the mean of its k heaviest rows with weight ``k (s_k − s_{k+1})``. So each row
-    enters with all its weight, and is averaged with rows of the same weight only.
+    last group may be smaller. With equal weights the base gets the mean of each group, as
+    published. Otherwise a group with weights ``s_1 >= s_2 >= ... >= s_b`` is split into layers:
+    for each k, the base gets the mean of its k heaviest rows with weight ``k (s_k − s_{k+1})``.
+    So each row enters with its full weight, and is averaged only with rows of the same weight.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the means. Any rule, a third party's included.
+        The rule applied to the means: any rule, including third-party ones.
     seed : int, default 0
-        Of the order, >= 0. The i-th row of positive weight has the i-th place of a stream of its
-        own: the same at every call and on every device.
+        Seed of the order, >= 0. The i-th row of positive weight gets the i-th number of a random
+        stream, the same at every call and on every device.
     size : int, default 2
-        b >= 1, rows in a group. 2 is what the published experiments use.
+        b >= 1, rows per group. The published experiments use 2.
 
     Raises
     ------
@@ -59,9 +59,9 @@ class Bucketing(RuleOver):
     ----------
     Liars with λS of the weight are in means with at most b λ S of it. With b λ < 1/2 and c the
     base's constant at b λ, ``‖A − x̄_G‖² <= ((1 − λ) c + (b − 1) λ)/(1 − b λ) ρ²`` for every
-    order of the rows, proved in docs/theory/bucketing.md; nothing for b λ >= 1/2. What is
-    published is a gain in expectation over orders drawn anew in each round.
-    No rule is below the floor, λ/(1 − 2λ).
+    order of the rows, proved in docs/theory/bucketing.md; nothing for b λ >= 1/2. The published
+    result is a gain in expectation over orders drawn anew in each round.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -82,7 +82,7 @@ class Bucketing(RuleOver):
     seed: int = 0
     size: int = 2
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="bucketing",
         laws=frozenset(Law) - {Law.COPIES, Law.PERMUTATION},
         bound=_over_median,
@@ -96,12 +96,12 @@ class Bucketing(RuleOver):
 
     @property
     def trusted(self) -> tuple[int, ...]:
-        """None: what the base is given are means."""
+        """None: the base gets means, not rows."""
         return ()
 
     def bound(self, lam: float) -> float | None:
         """c_λ from the base's constant at b λ; None where there is none or b λ >= 1/2."""
-        # A base that trusts a row would be given a mean in its place.
+        # A base that trusts a row would get a mean in its place.
         if self.size * lam >= 0.5 or super().trusted:
             return None
         base = bound_of(self.base, self.size * lam)
@@ -110,7 +110,7 @@ class Bucketing(RuleOver):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the means."""
         order = keyed_order(weights, self.seed)
-        return precise(self.base, *means(rows, weights, order, min(self.size, len(rows))))
+        return aggregate_float64(self.base, *means(rows, weights, order, min(self.size, len(rows))))
 
 
 def keyed_order(weights: Tensor, seed: int) -> Tensor:
@@ -119,7 +119,7 @@ def keyed_order(weights: Tensor, seed: int) -> Tensor:
     Parameters
     ----------
     weights : Tensor
-        (m,). Rows of weight zero come last; the others are as if those were absent.
+        (m,). Rows of weight zero come last, and do not affect the order of the others.
     seed : int
         The key.
 
@@ -136,7 +136,7 @@ def keyed_order(weights: Tensor, seed: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _stream(seed: int, length: int) -> tuple[float, ...]:
-    """Return the first numbers in [0, 1) of a stream: a longer one begins with a shorter."""
+    """Return the first numbers in [0, 1) of a random stream."""
     random = Random(seed)
     return tuple(random.random() for _ in range(length))
 
@@ -147,9 +147,9 @@ def means(rows: Tensor, weights: Tensor, order: Tensor, size: int) -> tuple[Tens
     Parameters
     ----------
     rows, weights : Tensor
-        (m, d) and (m,), all weights of a dtype that is kept.
+        (m, d) and (m,); the dtype of the weights is kept.
     order : Tensor
-        (m,) int64, a permutation; each `size` rows in a line are a group.
+        (m,) int64, a permutation; each `size` consecutive rows form a group.
     size : int
         b in [1, m].
 
@@ -160,16 +160,16 @@ def means(rows: Tensor, weights: Tensor, order: Tensor, size: int) -> tuple[Tens
     """
     short = -len(order) % size
     group = torch.cat([order, order[:1].expand(short)]).reshape(-1, size)
-    mass = torch.cat([weights[order], weights.new_zeros(short)]).reshape(-1, size)
-    mass, inside = mass.sort(dim=1, descending=True, stable=True)
+    grouped = torch.cat([weights[order], weights.new_zeros(short)]).reshape(-1, size)
+    grouped, inside = grouped.sort(dim=1, descending=True, stable=True)
     group = group.gather(1, inside)
     count = torch.arange(1, size + 1, device=rows.device)
-    layer = count * (mass - torch.cat([mass[:, 1:], torch.zeros_like(mass[:, :1])], dim=1))
-    used = (mass > 0).unsqueeze(2)
+    layer = count * (grouped - torch.cat([grouped[:, 1:], torch.zeros_like(grouped[:, :1])], dim=1))
+    used = (grouped > 0).unsqueeze(2)
     blocks = []
     for block in column_blocks(rows):
         x = torch.where(used, block[group], 0.0).to(torch.float64)
-        # Relative to the group's heaviest row, so that no row of another costs it a digit.
+        # Relative to the group's heaviest row, so that rows of other groups cost no digits.
         offset = torch.where(used, x - x[:, :1], 0.0).cumsum(dim=1) / count.unsqueeze(1)
         blocks.append((x[:, :1] + offset).flatten(0, 1))
     return torch.cat(blocks, dim=1), layer.flatten()

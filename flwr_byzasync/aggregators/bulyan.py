@@ -10,12 +10,12 @@ from flwr_byzasync._checks import check_number
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.selection import lowest, mean_around
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
+from flwr_byzasync.aggregators.selection import keep_nearest, mean_around
 
 
 def bulyan_bound(lam: float) -> float:
-    """Return the smaller of the constants from the median's place and from Krum's selection.
+    """Return the smaller of the constants proved from the median and from Krum's selection.
 
     With ``t = min(3λ, (1 − λ)/2)`` and ``b = 1 − 4λ``, for λ in [0, 1/4): the first is
     ``(1 − λ)(4λ + t − t²/(1 − λ) + 8λ²/b)/b²``, the second
@@ -34,12 +34,12 @@ class Bulyan(WeightedRule):
 
     The rows of smallest Krum scores are selected until they hold ``(1 − 2λ) S`` of the weight;
     in each coordinate their weighted median is taken and the mean of the ``(1 − 4λ) S`` of the
-    selected weight nearest to it. The last row is taken with only the weight still missing, and
-    rows equally good share it in proportion to their weights.
+    selected weight nearest to it. The last row is taken only with the weight still missing, and
+    tied rows share it in proportion to their weights.
 
     At n equal weights and f = λn the published rule also selects n − 2f rows and averages
-    n − 4f values, but it selects by running Krum again without the rows that it has chosen.
-    Here scores are computed once: taken away row by row, a weight s would differ from s copies.
+    n − 4f values, but it selects by rerunning Krum without the rows already chosen. Here
+    scores are computed once: with reruns, a weight s would differ from s copies.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ class Bulyan(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= c ρ²`` with the c of `bulyan_bound`, proved in docs/theory/bulyan.md; it goes
-    to 0 with λ. It covers any true share up to `byz_fraction`; beyond it there is none. Each
-    coordinate lies among those of selected rows, whatever the others hold there.
-    No rule is below the floor, λ/(1 − 2λ).
+    to 0 with λ. It covers any true share up to `byz_fraction`, and none beyond. Each coordinate
+    lies among those of the selected rows, whatever the others contain.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -73,7 +73,7 @@ class Bulyan(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="bulyan",
         laws=frozenset(Law),
         bound=bulyan_bound,
@@ -87,8 +87,8 @@ class Bulyan(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded means around the medians of the selected rows."""
         lam = self.byz_fraction
-        selected = lowest(krum_scores(rows, weights, 1.0 - lam), weights, 1.0 - 2.0 * lam)
-        wanted = selected.sum() * (1.0 - 4.0 * lam) / (1.0 - 2.0 * lam)
+        selected = keep_nearest(krum_scores(rows, weights, 1.0 - lam), weights, 1.0 - 2.0 * lam)
+        target_weight = selected.sum() * (1.0 - 4.0 * lam) / (1.0 - 2.0 * lam)
         median = CoordinateWiseMedian().aggregate(rows, selected)
         blocks = paired_blocks(rows, median)
-        return torch.cat([mean_around(x, selected, z, wanted) for x, z in blocks])
+        return torch.cat([mean_around(x, selected, z, target_weight) for x, z in blocks])

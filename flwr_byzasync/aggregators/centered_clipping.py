@@ -1,4 +1,4 @@
-"""Centred clipping (Karimireddy, He and Jaggi 2021, ICML), in weighted form, without memory."""
+"""Centred clipping (Karimireddy, He and Jaggi 2021, ICML), weighted and stateless."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction, check_integer, check_number
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combined_offset, squared_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.selection import TIE
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
+from flwr_byzasync.aggregators.selection import first_reaching
 
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 """φ: weight φλS lies at or beyond the default radius, of which liars hold λS at most and honest
-rows λS/φ at least. The proof is as good as it can be where the two sides balance."""
+rows λS/φ at least. This choice balances the two terms of the proof."""
 
 
-def clipped_bound(lam: float, iterations: int = 1) -> float:
+def centered_clipping_bound(lam: float, iterations: int = 1) -> float:
     """Return the constant of the default radius, for λ in [0, 1/2).
 
     ``φ λ (1 − λ)(1 + 4 φ λ)/(1 − 2λ)`` after one step from the median, φ the golden ratio, and
@@ -33,24 +33,24 @@ def clipped_bound(lam: float, iterations: int = 1) -> float:
 
 @dataclass(frozen=True)
 class CenteredClipping(WeightedRule):
-    """Steps from the median to the mean of the rows, each clipped to a radius.
+    """Steps from the median towards the mean of the rows, with offsets clipped to a radius.
 
     ``v_0`` is the weighted coordinate-wise median, then
-    ``v <- v + Σ s_i/S min(1, τ/‖x_i − v‖) (x_i − v)``. By default τ is chosen anew in each
-    step, as the smallest radius around v that holds ``(1 − φ λ) S`` of the weight, φ = 1.618...
+    ``v <- v + Σ s_i/S min(1, τ/‖x_i − v‖) (x_i − v)``. By default τ is recomputed in each
+    step as the smallest radius around v that holds ``(1 − φ λ) S`` of the weight, φ = 1.618...
     the golden ratio: it scales with the rows. The published rule starts from the result of the
-    round before; this one keeps no memory, so a result depends on nothing but rows and weights.
+    previous round; this one is stateless, so a result depends only on rows and weights.
 
     Parameters
     ----------
     byz_fraction : float
-        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold. Without
-        effect where a radius is given.
+        λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold. Unused
+        if a radius is set.
     radius : float, optional
-        τ in the units of the rows, in (0, inf). An absolute scale: the rule does not commute
-        with scaling then, and no c_λ exists.
+        τ in the units of the rows, in (0, inf). An absolute scale: with it the rule does not
+        commute with scaling, and no c_λ exists.
     iterations : int, default 1
-        Steps, >= 1. More have a smaller proved constant for λ <= 0.3 only.
+        Steps, >= 1. More steps have a smaller proved constant only for λ <= 0.3.
 
     Raises
     ------
@@ -60,10 +60,10 @@ class CenteredClipping(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= φ λ (1 − λ)(1 + 4 φ λ)/(1 − 2λ) ρ²`` with one step and the default radius;
-    see `clipped_bound` for more steps; proved in docs/theory/centered_clipping.md. It goes to 0
-    with λ, and covers any true share up to `byz_fraction`; beyond it there is none. With a fixed
-    radius none exists: honest rows all at 0 and a liar τ away give λτ where ρ = 0.
-    No rule is below the floor, λ/(1 − 2λ).
+    see `centered_clipping_bound` for more steps; proved in docs/theory/centered_clipping.md. It
+    goes to 0 with λ, and covers any true share up to `byz_fraction`, and none beyond. With a fixed
+    radius none exists: honest rows all at 0 and a liar at distance τ give λτ while ρ = 0.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -83,10 +83,10 @@ class CenteredClipping(WeightedRule):
     radius: float | None = None
     iterations: int = 1
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="centered_clipping",
         laws=frozenset(Law),
-        bound=clipped_bound,
+        bound=centered_clipping_bound,
         sources=(
             "Karimireddy, He, Jaggi 2021, arXiv 2012.10333",
             "docs/theory/centered_clipping.md: the default radius and its constant",
@@ -102,36 +102,35 @@ class CenteredClipping(WeightedRule):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """All of them; with a fixed radius all but SCALE."""
-        return self.RULE.laws if self.radius is None else self.RULE.laws - {Law.SCALE}
+        """All laws; all but SCALE with a fixed radius."""
+        return self.INFO.laws if self.radius is None else self.INFO.laws - {Law.SCALE}
 
     def bound(self, lam: float) -> float | None:
         """c_λ at λ = `byz_fraction` for any share up to it; None with a fixed radius."""
         if self.radius is not None or lam > self.byz_fraction:
             return None
-        return clipped_bound(self.byz_fraction, self.iterations)
+        return centered_clipping_bound(self.byz_fraction, self.iterations)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded last point."""
-        mass = weights.to(torch.float64)
-        # v is kept as an offset from the median, or rows far from the origin would round it.
+        weights = weights.to(torch.float64)
+        # v is kept as an offset from the median: far from the origin it would lose digits.
         centre = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
         offset = torch.zeros_like(centre)
         for _ in range(self.iterations):
             distance = squared_distances(rows, centre, offset).sqrt()
-            radius = self._radius(distance, mass)
-            # A row at v itself moves nothing, whatever its factor.
+            radius = self._radius(distance, weights)
+            # A row at v itself contributes nothing, whatever its factor.
             factor = torch.where(distance > radius, radius / distance, 1.0)
-            pull = torch.where(mass > 0, mass * factor / mass.sum(), 0.0)
+            pull = torch.where(weights > 0, weights * factor / weights.sum(), 0.0)
             offset = (1.0 - pull.sum()) * offset + combined_offset(rows, pull, centre)
         return centre + offset
 
-    def _radius(self, distance: Tensor, mass: Tensor) -> Tensor:
-        """Return τ: the one given, or the distance within which (1 − φλ)S of the weight lies."""
+    def _radius(self, distance: Tensor, weights: Tensor) -> Tensor:
+        """Return τ: the fixed one, or the distance within which (1 − φλ)S of the weight lies."""
         if self.radius is not None:
-            return torch.full_like(mass[0], self.radius)
-        order = torch.where(mass > 0, distance, torch.inf).argsort()
-        held = mass[order].cumsum(dim=0)
-        # Slack, or rounding in the sum of all weights could leave τ beyond the last row.
-        reached = held >= (1.0 - GOLDEN * self.byz_fraction) * held[-1] * (1.0 - TIE)
-        return distance[order].gather(0, reached.to(torch.uint8).argmax(dim=0, keepdim=True))[0]
+            return torch.full_like(weights[0], self.radius)
+        order = torch.where(weights > 0, distance, torch.inf).argsort()
+        held = weights[order].cumsum(dim=0)
+        target_weight = (1.0 - GOLDEN * self.byz_fraction) * held[-1]
+        return first_reaching(distance[order], held, target_weight)[0]

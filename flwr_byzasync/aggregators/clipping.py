@@ -1,4 +1,4 @@
-"""Clipping by norm (Pascanu, Mikolov and Bengio 2013, ICML, arXiv 1211.5063), row by row."""
+"""Clipping of each row by its norm (Pascanu, Mikolov and Bengio 2013, ICML, arXiv 1211.5063)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.aggregators.numerics import column_blocks, squared_distances
-from flwr_byzasync.aggregators.rule import Aggregator, Law, Rule, RuleOver, precise
+from flwr_byzasync.aggregators.numerics import column_blocks, norms
+from flwr_byzasync.aggregators.rule import Aggregator, Law, MetaRule, RuleInfo, aggregate_float64
 from flwr_byzasync.aggregators.selection import TIE
 
 
 @dataclass(frozen=True)
-class Clipping(RuleOver):
-    """Rows longer than a threshold τ are shortened to it; then the base.
+class Clipping(MetaRule):
+    """Clip rows to the norm τ, then apply the base.
 
     ``base(y, s)`` with ``y_i = x_i min(1, τ/‖x_i‖)``.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the clipped rows. Any rule, a third party's included.
+        The rule applied to the clipped rows: any rule, including third-party ones.
     threshold : float, default 1.0
-        τ in (0, inf), in the units of the rows. 1 is a usual choice for gradients, but none fits
-        every task: look at the norms of honest rows.
+        τ in (0, inf), in the units of the rows. 1 is common for gradients, but the right
+        value depends on the task: inspect the norms of honest rows.
 
     Raises
     ------
@@ -33,8 +33,8 @@ class Clipping(RuleOver):
 
     Guarantees
     ----------
-    No constant: honest rows that agree on a point beyond τ are moved to τ. Where all honest rows
-    are at most τ long, the base's bound. Always ``‖A − x̄_G‖ <= √c ρ + E_G (‖x‖ − τ)₊``, c the
+    No constant: equal honest rows longer than τ are moved to norm τ. If all honest rows are at
+    most τ long, the base's bound holds. Always ``‖A − x̄_G‖ <= √c ρ + E_G (‖x‖ − τ)₊``, c the
     base's constant; proved in docs/theory/clipping.md.
 
     Cost
@@ -52,7 +52,7 @@ class Clipping(RuleOver):
     base: Aggregator
     threshold: float = 1.0
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="clipping",
         laws=frozenset({Law.COPIES, Law.PERMUTATION, Law.WEIGHT_SCALE}),
         bound=None,
@@ -66,17 +66,11 @@ class Clipping(RuleOver):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the clipped rows."""
-        return precise(self.base, clip(rows, norms(rows), self.threshold), weights)
-
-
-def norms(rows: Tensor) -> Tensor:
-    """Return the (m,) norms of (m, d) rows in float64."""
-    origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    return squared_distances(rows, origin).sqrt()
+        return aggregate_float64(self.base, clip(rows, norms(rows), self.threshold), weights)
 
 
 def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:
-    """Return rows in float64, those with a norm beyond the threshold scaled to it.
+    """Return rows in float64, scaled to the threshold if their norm exceeds it.
 
     Parameters
     ----------
@@ -88,9 +82,9 @@ def clip(rows: Tensor, norm: Tensor, threshold: Tensor | float) -> Tensor:
     Returns
     -------
     Tensor
-        (m, d) float64. Rows within the threshold are what they were, to the bit.
+        (m, d) float64. Rows within the threshold are unchanged, bit for bit.
     """
-    # A row that is as long as the threshold but for rounding is not beyond it.
+    # A norm that exceeds the threshold only by rounding does not count as beyond it.
     beyond = norm > threshold * (1.0 + TIE)
     factor = torch.where(beyond, threshold / norm, 1.0).unsqueeze(1)
     return torch.cat([x * factor for x in column_blocks(rows)], dim=1)

@@ -1,8 +1,8 @@
-"""Weighted medians by counting: exact, without a sort, and cheap to update for one row.
+"""Weighted medians by counting: exact, without sorting, and cheap to update for one row.
 
 For each row and coordinate, ``W_i = Σ_j s_j [x_j <= x_i]`` is the weight at or below it. The
 lower median is the least x_i with ``2 W_i >= S``, the upper one the least with ``2 W_i > S``.
-Weights are counts here: integers, whose sums a floating dtype holds exactly.
+Weights are counts here: integers whose sums a floating dtype represents exactly.
 
 Counts and comparisons are kept in a floating dtype, and choices are made by maxima of infinities,
 because these operations are vectorised: comparing into booleans and `torch.where` cost five and
@@ -19,11 +19,11 @@ from flwr_byzasync.aggregators.incremental import Change, TableView
 from flwr_byzasync.aggregators.numerics import BLOCK
 
 FEW = 32
-"""Rows up to which counting all pairs, O(m² d), is at least twice as fast as sorting."""
+"""Up to this many rows, counting all pairs, O(m² d), is at least twice as fast as sorting."""
 
 
 def countable(weights: Tensor) -> bool:
-    """Whether weights are counts that may be read at once: positive integers on the host."""
+    """Whether weights are positive integers on the host with exactly representable sums."""
     if weights.is_floating_point() or not weights.is_cpu:
         return False
     return int(weights.min()) > 0 and int(weights.max()) * len(weights) < 2**53
@@ -48,7 +48,7 @@ def counted_median(rows: Tensor, weights: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (d,) float64; anything where a row is not finite.
+        (d,) float64; unspecified if a row is not finite.
     """
     dtype, total, middle = counting_dtype(rows.dtype, weights), int(weights.sum()), []
     for scratch, x in _blocks(dtype, rows):
@@ -59,7 +59,7 @@ def counted_median(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def midpoint(low: Tensor, high: Tensor) -> Tensor:
-    """Return ``(low + high)/2`` in float64; a zero is +0.0, whichever of its signs was met."""
+    """Return ``(low + high)/2`` in float64; a zero is always +0.0."""
     if low is high:
         return low.to(torch.float64) + 0.0
     may_overflow = low.dtype == torch.float64
@@ -69,8 +69,8 @@ def midpoint(low: Tensor, high: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RankedMedian:
-    """The coordinate-wise weighted median kept up to date: its state are the counts W, (m, d).
+class IncrementalMedian:
+    """Incremental coordinate-wise weighted median; its state is the counts W, (m, d).
 
     Guarantees
     ----------
@@ -79,7 +79,7 @@ class RankedMedian:
 
     Cost
     ----
-    O(m d) for a reply; to start, as much as a call. The counts take as much memory as the rows,
+    O(m d) per reply; `start` costs as much as a call. The counts take as much memory as the rows,
     twice as much for float32 rows once S reaches 2²⁴.
     """
 
@@ -96,17 +96,17 @@ class RankedMedian:
         return state
 
     def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
-        """Return the counts after one row changed, written in place; None for other changes."""
+        """Return the counts, updated in place after one row changed; None for other changes."""
         dtype = counting_dtype(view.rows.dtype, change.new_weights)
         if change.new_rows is None or not _one_row(change) or dtype != state.dtype:
             return None
         (index,), removed, old = change.index, 0, change.old_rows
         added = int(change.new_weights[index])
-        if old is None:  # it joins: nothing is removed, wherever
+        if old is None:  # a new node: nothing to remove
             state, old = torch.cat([state, state.new_empty(1, state.shape[1])]), change.new_rows
         else:
             removed = int(change.old_weights[index])
-        # The row itself counts once, with its new weight; its old value is about to go.
+        # The row itself counts once, with its new weight: its old value is being replaced.
         others = change.new_weights[: len(view.rows)].clone()
         others[index : index + 1] = 0
         held = others.to(view.rows.device, dtype, non_blocking=True).unsqueeze(1)
@@ -126,7 +126,7 @@ class RankedMedian:
 
 
 def _one_row(change: Change) -> bool:
-    """Whether a single row is replaced or joins while all other weights stay."""
+    """Whether a single row is replaced or added and all other weights stay the same."""
     if len(change.index) != 1 or change.new_rows is None:
         return False
     before = change.old_weights
@@ -164,13 +164,13 @@ def _middle(rows: Tensor, counts: Tensor, total: int, scratch: Tensor) -> Tensor
 
 def _least(rows: Tensor, counts: Tensor, enough: int, scratch: Tensor) -> Tensor:
     """Return the least value of each column with at least `enough` weight at or below it."""
-    # +inf where too little, −inf where enough: halves between integers are never 0, and exact.
+    # +inf where too little, −inf where enough: the half between integers is exact and never 0.
     barred = torch.sub(counts, enough - 0.5, out=scratch).mul_(-torch.inf)
     return torch.maximum(rows, barred, out=scratch).amin(dim=0)
 
 
 def _blocks(dtype: torch.dtype, rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield scratch memory and the same columns of all tensors, few enough to stay in cache.
+    """Yield scratch memory and the same columns of all tensors, few enough to fit in the cache.
 
     Rows and scratch are (m, ·) of `dtype`. The scratch is the same for all blocks.
     """

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import (
@@ -15,30 +14,29 @@ from flwr_byzasync.aggregators.bounds import (
     trimmed_bound,
 )
 from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView, incremental_of
-from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
+    MetaRule,
+    RuleInfo,
     WeightedRule,
-    precise,
+    aggregate_float64,
 )
-from flwr_byzasync.aggregators.selection import keep_nearest
+from flwr_byzasync.aggregators.selection import mean_nearest
 
 
 @dataclass(frozen=True)
-class CTMA(RuleOver):
+class CTMA(MetaRule):
     """Weighted mean of the rows nearest to a robust centre.
 
     ``x_0 = base(x, s)``; rows are taken in order of ``‖x_i − x_0‖`` until they hold
-    ``(1 − λ) S`` of the weight, the last one with only the weight still missing; rows equally
-    far share what is missing in proportion to their weights. The result is their weighted mean.
+    ``(1 − λ) S`` of the weight, the last one only with the weight still missing; rows at equal
+    distance share that weight in proportion to their weights. The result is their weighted mean.
 
     Parameters
     ----------
     base : Aggregator
-        The robust centre. Any rule, a third party's included.
+        The robust centre: any rule, including third-party ones.
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
 
@@ -51,14 +49,14 @@ class CTMA(RuleOver):
     ----------
     ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²`` over w-CWMed and w-GM, sharp as a supremum, and
     ``<= 4λ(√(λc) + √(1 − 2λ))²/(1 − λ)² ρ²`` over any base with constant c at λ, which cannot be
-    improved knowing c alone; both proved in docs/theory/ctma.md (published: 60λ(1 + c)). It goes
-    to 0 with λ, which no median's does; it is below the medians' own constant for λ < 1/5 only.
-    The bound covers any true share up to `byz_fraction`; beyond it there is none.
-    No rule is below the floor, λ/(1 − 2λ).
+    improved from c alone; both proved in docs/theory/ctma.md (published: 60λ(1 + c)). It goes
+    to 0 with λ, unlike the medians'; it is below the medians' own constant only for λ < 1/5.
+    The bound covers any true share up to `byz_fraction`, and none beyond.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
-    The base and two more passes over the rows, O(m d). Kept up to date where its base is.
+    The base and two more passes over the rows, O(m d). Incremental if the base is.
 
     Examples
     --------
@@ -72,7 +70,7 @@ class CTMA(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="ctma",
         laws=frozenset(Law),
         bound=trimmed_bound,
@@ -84,36 +82,32 @@ class CTMA(RuleOver):
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
-        around_median = isinstance(self.base, WeightedRule) and self.base.RULE.balanced
+        around_median = isinstance(self.base, WeightedRule) and self.base.INFO.balanced
         return trimmed_bound(lam) if around_median else meta_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
         return published_meta_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
-        return self.around(precise(self.base, rows, weights), rows, weights)
+        return self.around(aggregate_float64(self.base, rows, weights), rows, weights)
 
     def around(self, centre: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the rows nearest to a (d,) float64 centre."""
-        distance = squared_distances(rows, centre).sqrt()
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
-        return combine(rows, kept / kept.sum(), centre)
+        return mean_nearest(rows, weights, centre, 1.0 - self.byz_fraction)
 
     def incremental(self) -> "IncrementalCTMA | None":
-        """How it is kept up to date, where its base is."""
+        """Return the incremental form, if the base has one."""
         base = incremental_of(self.base)
         return None if base is None else IncrementalCTMA(self, base)
 
 
 @dataclass(frozen=True)
 class IncrementalCTMA:
-    """CTMA around a centre that is kept up to date; its state is the base's."""
+    """Incremental CTMA around an incremental base, whose state it uses."""
 
     rule: CTMA
     base: Incremental[Any]

@@ -10,25 +10,25 @@ from flwr_byzasync.aggregators.fermat_weber import fermat_weber
 from flwr_byzasync.aggregators.isometry import isometric_points
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
 class GeometricMedian(WeightedRule):
-    """Geometric median ``argmin_z Σ s_i ‖x_i − z‖``, solved until the slope is rounding.
+    """Geometric median ``argmin_z Σ s_i ‖x_i − z‖``, solved until the gradient is rounding.
 
-    Exact where the minimiser is one of the rows. Where the minimisers form a segment (rows on
-    a line with half the weight on each side of a gap), its midpoint.
+    Exact if the minimiser is one of the rows. If the minimisers form a segment (rows on a line
+    with half the weight on each side of a gap), its midpoint.
 
-    Where rows nearly lie on a line with half of the weight on each side, float64 does not settle
+    If rows nearly lie on a line with half of the weight on each side, float64 does not determine
     the position along it.
 
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= ρ²/(1 − 2λ)`` for every λ < 1/2; proof in docs/theory/medians.md; sharp. The
-    result is a weighted mean of the rows. No scale is set by an outlier: distances are measured
+    result is a weighted mean of the rows. Outliers do not set the scale: distances are measured
     from the coordinate-wise median, and convergence is judged by directions alone.
-    No rule is below the floor, λ/(1 − 2λ).
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -43,7 +43,7 @@ class GeometricMedian(WeightedRule):
     tensor([0., 0.])
     """
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="gm",
         laws=frozenset(Law),
         bound=sharp_bound,
@@ -58,5 +58,5 @@ class GeometricMedian(WeightedRule):
         points = isometric_points(rows, weights, centre)
         coefficients = fermat_weber(points.cpu(), weights.double().cpu())
         coefficients = coefficients.to(rows.device)
-        # Relative to the row that has most say, a median that is a row is that row to the bit.
+        # Relative to the row of largest coefficient, a median that is a row is exactly that row.
         return combine(rows, coefficients, heaviest_row(rows, coefficients))

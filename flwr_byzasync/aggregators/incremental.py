@@ -1,4 +1,4 @@
-"""The seam for rules that are kept up to date, because one reply changes one row."""
+"""Interface for incremental rules: one reply changes one row, so the result can be updated."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class TableView:
-    """What a rule may read: finite rows, and how many accepted replies each node has made.
+    """Read-only view of the table: finite rows, and the accepted replies of each node.
 
     Parameters
     ----------
@@ -20,22 +20,22 @@ class TableView:
         (m, d) latest vectors in the order in which nodes first replied, all finite; not to be
         written, and overwritten by the next reply.
     weights : Tensor
-        (m,) int64 >= 1 on the host wherever a rule is kept up to date: the server counts them
-        itself, so that a rule may read them without waiting for the device. Other weights, of a
-        policy that is not counts, go to the rule's call.
+        (m,) int64 >= 1 on the host whenever an incremental rule is used: the server counts them
+        itself, so that a rule can read them without a device synchronisation. Weights of any
+        policy other than counts go to the rule's call.
     """
 
     rows: Tensor
     weights: Tensor
 
     def weights_beside_rows(self) -> Tensor:
-        """Return the weights on the rows' device, without waiting for it."""
+        """Return the weights on the rows' device, without a synchronisation."""
         return self.weights.to(self.rows.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one reply is about to change; made before the table is written.
+    """The change that one reply makes, built before the table is written.
 
     Parameters
     ----------
@@ -56,27 +56,26 @@ class Change:
 
 
 class Incremental(Protocol[S]):
-    """How a rule is kept up to date; the rule's own call stays the truth.
+    """Incremental form of a rule; the rule's own call remains the reference.
 
-    The state belongs to the table: `update` may write it in place and return the same object,
-    as the table itself is written in place. It is derived, so never saved; a resumed run makes
-    it anew with `start`.
+    The state belongs to the table: `update` may write it in place and return the same object. It
+    is derived and never saved; a resumed run rebuilds it with `start`.
     """
 
     def start(self, view: TableView) -> S:
-        """Return the state for a table as it stands."""
+        """Return the state for the current table."""
         ...
 
     def update(self, state: S, change: Change, view: TableView) -> S | None:
         """Return the state after a change; `view` is the table before it.
 
-        None where starting again is simpler or faster: the table then calls `start` before its
-        next direction. So a rule may leave any change that it does not know to `start`.
+        None if rebuilding is simpler or faster: the table then calls `start` before its next
+        direction, so a rule may leave any change it does not handle to `start`.
         """
         ...
 
     def direction(self, state: S, view: TableView) -> Tensor:
-        """Return what the call would return on `view`, before it is rounded to the rows' dtype.
+        """Return the result of the call on `view`, before it is rounded to the rows' dtype.
 
         A new (d,) tensor that agrees with the call to rounding, in float64 if the rule can:
         meta-rules measure distances to it.
@@ -85,10 +84,10 @@ class Incremental(Protocol[S]):
 
 
 def incremental_of(rule: Aggregator) -> Incremental[Any] | None:
-    """Return how a rule is kept up to date, or None if it must be called from scratch.
+    """Return the incremental form of a rule, or None if it must be called from scratch.
 
-    A rule says so by a method ``incremental()``. It is a method, so that a composition can
-    answer None where its base does.
+    A rule provides it by a method ``incremental()``, so that a composition can return None where
+    its base does.
     """
     make = getattr(rule, "incremental", None)
     return make() if callable(make) else None

@@ -1,4 +1,4 @@
-"""A few coordinates in which rows keep all their distances: d = 10⁷ becomes m."""
+"""Isometric reduction of the rows to at most m coordinates, for example from d = 10⁷."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def isometric_points(rows: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
 
     ``R`` of a QR decomposition of the centred rows' transpose, block by block. QR and not a
     Gram matrix, because its error in point i is relative to ``‖x_i − centre‖`` alone: a row at
-    1e38 spoils no other, and rows that coincide stay together to 1e-16, not 1e-8.
+    1e38 spoils no other, and coincident rows stay together to 1e-16, not 1e-8.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def isometric_points(rows: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
     for x, c in paired_blocks(rows, centre):
         y = x - c
         factor = torch.cat([factor, torch.where(used & y.isfinite(), y, 0.0).t()])
-        # Not before as many rows again are there: a decomposition costs at least m³.
+        # Only once another m rows have been added: each decomposition costs at least m³.
         if factor.shape[0] >= 2 * count:
             factor = torch.linalg.qr(factor, mode="r").R
     return (torch.linalg.qr(factor, mode="r").R if factor.shape[0] > count else factor).t()

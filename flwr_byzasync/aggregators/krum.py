@@ -9,7 +9,7 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 
@@ -35,13 +35,13 @@ class Krum(WeightedRule):
     """The row of smallest score.
 
     The score of row i is ``Σ_j ν_j ‖x_i − x_j‖²`` over its nearest rows, itself included, until
-    their weight reaches ``(1 − λ) S``, the last one with only the weight still missing. Rows
-    whose scores agree within a factor 1 + 1e-12 are averaged in proportion to their weights.
+    their weight reaches ``(1 − λ) S``, the last one only with the weight still missing. Rows
+    with scores equal up to a factor 1 + 1e-12 are averaged in proportion to their weights.
 
     At n equal weights and f = λn the published score sums over the n − f − 2 nearest other
-    rows, this one over n − f − 1 (itself adds 0), and ties go to their average instead of to
-    the first row. A neighbourhood that holds a fixed share of the weight is what lets a weight s
-    mean s copies, whatever the unit of the weights.
+    rows, this one over n − f − 1 (itself adds 0), and ties are averaged instead of resolved
+    to the first row. Because a neighbourhood holds a fixed share of the weight, a weight s means
+    s copies, whatever the unit of the weights.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ class Krum(WeightedRule):
     ``‖A − x̄_G‖² <= c ρ²`` with c = ``(1 − λ)(1 + 2λ)/(1 − 2λ)²`` for λ <= 1/4,
     ``9λ/(1 − 2λ)`` for λ in [1/4, 1/3] and ``1/(λ(1 − 2λ))`` beyond: sharp as a supremum, proved
     in docs/theory/krum.md (published: 6(1 + λ/(1 − 2λ))). It covers any true share up to
-    `byz_fraction`; beyond it there is none.
-    Without ties the result is one of the rows to the bit.
-    No rule is below the floor, λ/(1 − 2λ).
+    `byz_fraction`, and none beyond.
+    Without ties the result is exactly one of the rows.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -76,7 +76,7 @@ class Krum(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="krum",
         laws=frozenset(Law),
         bound=krum_bound,

@@ -1,4 +1,4 @@
-"""Krum's score of each row, weighted, shared by Krum, Multi-Krum and Bulyan."""
+"""Weighted Krum scores, shared by Krum, Multi-Krum and Bulyan."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from flwr_byzasync.aggregators.selection import TIE
 def krum_scores(rows: Tensor, weights: Tensor, share: float) -> Tensor:
     """Return ``min_ν ∫ ν(dy) ‖x_i − y‖²`` over the measures ν <= s of weight `share` times S.
 
-    The minimiser holds the rows nearest to x_i, itself included, the last one fractionally;
-    rows equally far add the same whoever is cut, so ties need no rule here.
+    The minimiser holds the rows nearest to x_i, itself included, the last one fractionally.
+    Rows at equal distance contribute the same whichever is cut, so ties need no special case.
 
     Parameters
     ----------
@@ -27,15 +27,15 @@ def krum_scores(rows: Tensor, weights: Tensor, share: float) -> Tensor:
     Tensor
         (m,) float64 in units of S; infinite for rows of weight zero. O(m² d + m² log m).
     """
-    mass = weights.to(torch.float64)
-    mass = mass / mass.sum()
+    shares = weights.to(torch.float64)
+    shares = shares / shares.sum()
     distance, order = pairwise_distances(rows, weights).sort(dim=1)
-    own = mass[order]
+    own = shares[order]
     missing = share - (own.cumsum(dim=1) - own)
-    # What rounding leaves of a neighbourhood that is full, times the square of a far row's
-    # distance, would decide.
+    # Otherwise the rounding residue of a full neighbourhood, times the squared distance of a far
+    # row, would decide.
     missing = torch.where(missing > TIE * share, missing, 0.0)
     taken = torch.minimum(own, missing)
     # Rows of weight zero come last, infinitely far: infinity times 0 would be NaN.
     scores = (taken * torch.where(own > 0, distance, 0.0).square()).sum(dim=1)
-    return torch.where(mass > 0, scores, torch.inf)
+    return torch.where(shares > 0, scores, torch.inf)

@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_byz_fraction, check_integer
-from flwr_byzasync.aggregators.cliques import _members, _tightest
+from flwr_byzasync.aggregators.cliques import members, tightest_cliques
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row, pairwise_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.selection import TIE
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
+from flwr_byzasync.aggregators.selection import TIE, first_reaching
 
 MOST_ROWS = 32
-"""Largest `max_rows`: beyond it the search could take minutes."""
+"""Largest legal `max_rows`: beyond it the search could take minutes."""
 
 
 def diameter_bound(lam: float) -> float:
-    """Return ``2λ/(1 − λ)``: ‖A − x̄_G‖ is at most that times the diameter of G."""
+    """Return ``2λ/(1 − λ)``: ‖A − x̄_G‖ over the diameter of G is at most that."""
     return 2.0 * lam / (1.0 - lam)
 
 
 def ball_diameter_bound(lam: float) -> float:
-    """Return ``3λ/(1 − λ)``, the same where there are more than `max_rows` distinct rows."""
+    """Return ``3λ/(1 − λ)``, the same with more than `max_rows` distinct rows."""
     return 3.0 * lam / (1.0 - lam)
 
 
@@ -31,21 +31,21 @@ class MDA(WeightedRule):
     """Weighted mean of the rows of smallest diameter that hold ``(1 − λ) S`` of the weight.
 
     δ is the smallest number such that rows pairwise at most δ apart hold ``(1 − λ) S``. Every
-    set of such rows that heavy to which no other row could be added is averaged, whole rows
-    only, and these sets in proportion to their weights. At n equal weights without equal
-    distances such a set has exactly ``n − f`` rows, ``f = ⌊λn⌋``, and is the published choice;
-    where two of them share their longest distance the published rule takes any.
+    maximal set of that kind is averaged, whole rows only, and the means are averaged in
+    proportion to the weights of the sets. At n equal weights without equal distances such a set
+    has exactly ``n − f`` rows, ``f = ⌊λn⌋``, and is the published choice; if two of them share
+    their longest distance the published rule takes either.
 
-    With more than `max_rows` distinct rows, where the search would take too long, the rows in
-    the smallest ball that is centred at a row and holds ``(1 − λ) S`` are averaged instead:
-    their diameter is at most 2δ. Balls of equal radius are averaged by their centres' weights.
+    With more than `max_rows` distinct rows the search would take too long. Then the rows in the
+    smallest ball that is centred at a row and holds ``(1 − λ) S`` are averaged instead: their
+    diameter is at most 2δ. Balls of equal radius are averaged by their centres' weights.
 
     Parameters
     ----------
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
     max_rows : int
-        In [1, 32]: up to as many distinct rows the search is exact.
+        In [1, 32]: up to this many distinct rows the search is exact.
 
     Raises
     ------
@@ -55,8 +55,8 @@ class MDA(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖ <= 2λ/(1 − λ)`` times the diameter of G, sharp as a supremum; ``3λ/(1 − λ)`` with
-    the ball; both proved in docs/theory/mda.md. There is no constant for ρ: a row of G of little
-    weight moves the diameter as far as it likes and ρ hardly at all.
+    the ball; both proved in docs/theory/mda.md. There is no constant for ρ: a light row of G can
+    make the diameter arbitrarily large while hardly changing ρ.
 
     Cost
     ----
@@ -74,7 +74,7 @@ class MDA(WeightedRule):
     byz_fraction: float
     max_rows: int = 24
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="mda",
         laws=frozenset(Law),
         bound=None,
@@ -83,68 +83,67 @@ class MDA(WeightedRule):
 
     def __post_init__(self) -> None:
         check_byz_fraction("byz_fraction", self.byz_fraction)
-        fix = "more distinct rows are averaged in a ball"
+        fix = "with more distinct rows than this a ball is averaged"
         check_integer("max_rows", self.max_rows, low=1, high=MOST_ROWS, fix=fix)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the mean of the sets of smallest diameter."""
-        mass = weights.to(torch.float64)
-        # Where a row is not finite the result is NaN anyway, but the search must end.
+        weights = weights.to(torch.float64)
+        # If a row is not finite the result is NaN anyway, but the search must terminate.
         distance = pairwise_distances(rows, weights).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        # Equal rows count as one, or a weight would not mean copies at `max_rows`.
+        # Equal rows count once, or a weight would not mean copies at `max_rows`.
         first = (distance == 0).to(torch.uint8).argmax(dim=1)
         distinct = ((distance == 0).any(dim=1)).logical_and(
             first == torch.arange(len(rows), device=rows.device)
         )
         share = 1.0 - self.byz_fraction
         if int(distinct.sum()) <= self.max_rows:
-            kept = _in_cliques(distance, mass, first, distinct, share)
+            kept = _in_cliques(distance, weights, first, distinct, share)
         else:
-            kept = _in_balls(distance, mass, share)
+            kept = _in_balls(distance, weights, share)
         kept = kept / kept.sum()
         return combine(rows, kept, heaviest_row(rows, kept))
 
 
-def _in_balls(distance: Tensor, mass: Tensor, share: float) -> Tensor:
-    """Return the weights of the rows in the smallest balls around a row that hold `share`."""
+def _in_balls(distance: Tensor, weights: Tensor, share: float) -> Tensor:
+    """Return the weights of the rows in the smallest balls that hold `share` around a row."""
     ordered, order = distance.sort(dim=1)
-    reached = mass[order].cumsum(dim=1) >= share * mass.sum() * (1.0 - TIE)
-    radius = ordered.gather(1, reached.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
-    radius = torch.where(mass > 0, radius, torch.inf)
+    radius = first_reaching(ordered, weights[order].cumsum(dim=1), share * weights.sum())[:, 0]
+    radius = torch.where(weights > 0, radius, torch.inf)
     reach = radius.min() * (1.0 + TIE)
     balls = (distance[radius <= reach] <= reach).to(torch.float64)
-    return (mass[radius <= reach] / (balls @ mass)) @ balls * mass
+    return (weights[radius <= reach] / (balls @ weights)) @ balls * weights
 
 
 def _in_cliques(
-    distance: Tensor, mass: Tensor, first: Tensor, distinct: Tensor, share: float
+    distance: Tensor, weights: Tensor, first: Tensor, distinct: Tensor, share: float
 ) -> Tensor:
     """Return the weights of the rows in the heavy sets of smallest diameter.
 
     Parameters
     ----------
-    distance, mass : Tensor
+    distance, weights : Tensor
         (m, m) and (m,) float64.
     first : Tensor
         (m,) int64, the first row that equals row i.
     distinct : Tensor
-        (m,) bool, whether that is row i.
+        (m,) bool, whether that is row i itself.
     share : float
         Share of the weight that a set must hold.
 
     Returns
     -------
     Tensor
-        (m,) float64: each row's weight times the number of sets that hold it.
+        (m,) float64: each row's weight times the number of sets that contain it.
     """
-    held = torch.zeros_like(mass).index_add(0, first, torch.where(mass > 0, mass, 0.0))
+    held = torch.zeros_like(weights).index_add(0, first, torch.where(weights > 0, weights, 0.0))
     chosen = distinct.nonzero()[:, 0]
     between, own = distance[chosen][:, chosen].tolist(), held[chosen].tolist()
-    wanted = share * float(mass.sum()) * (1.0 - TIE)
+    target_weight = share * float(weights.sum()) * (1.0 - TIE)
     counts = [0] * len(own)
-    for clique in _tightest(between, own, wanted):
-        for i in _members(clique):
+    for clique in tightest_cliques(between, own, target_weight):
+        for i in members(clique):
             counts[i] += 1
-    times = torch.zeros_like(mass)
-    times[chosen] = torch.tensor(counts, dtype=torch.float64, device=mass.device)
-    return torch.where(mass > 0, mass * times[first], 0.0)
+    times = torch.zeros_like(weights)
+    times[chosen] = torch.tensor(counts, dtype=torch.float64, device=weights.device)
+    return torch.where(weights > 0, weights * times[first], 0.0)

@@ -10,7 +10,7 @@ from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import trimmed_bound
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import mean_around
 
 
@@ -19,8 +19,8 @@ class Meamed(WeightedRule):
     """Weighted mean of the values of each coordinate that lie nearest to its median.
 
     In each coordinate, values are taken in order of their distance from the weighted median
-    until they hold ``(1 − λ) S`` of the weight; values equally far share what is missing in
-    proportion to their weights. It is `CTMA` over w-CWMed in each coordinate on its own.
+    until they hold ``(1 − λ) S`` of the weight; values at equal distance share the weight
+    still missing in proportion to their weights. It is `CTMA` over w-CWMed in each coordinate.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Meamed(WeightedRule):
     Guarantees
     ----------
     ``‖A − x̄_G‖² <= 4λ/((1 − λ)(1 − 2λ)) ρ²``, proved in docs/theory/meamed.md, sharp as a
-    supremum. It covers any true share up to `byz_fraction`; beyond it there is none. The
-    result lies in the rows' coordinate hull.
-    No rule is below the floor, λ/(1 − 2λ).
+    supremum. It covers any true share up to `byz_fraction`, and none beyond. The result
+    lies in the rows' coordinate hull.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -53,7 +53,7 @@ class Meamed(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="meamed",
         laws=frozenset(Law),
         bound=trimmed_bound,
@@ -66,6 +66,7 @@ class Meamed(WeightedRule):
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean around the median."""
         median = CoordinateWiseMedian().aggregate(rows, weights).to(torch.float64)
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        return torch.cat([mean_around(x, mass, z, wanted) for x, z in paired_blocks(rows, median)])
+        weights = weights.to(torch.float64)
+        target_weight = (1.0 - self.byz_fraction) * weights.sum()
+        blocks = paired_blocks(rows, median)
+        return torch.cat([mean_around(x, weights, z, target_weight) for x, z in blocks])

@@ -1,4 +1,4 @@
-"""Weighted mean: the rule that one liar steers; here as a baseline and a negative control."""
+"""Weighted mean: not robust; a baseline and negative control."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Mean(WeightedRule):
 
     Guarantees
     ----------
-    None for any λ > 0: one row of any weight moves it anywhere.
+    None for any λ > 0: one row of any weight moves it arbitrarily far.
 
     Cost
     ----
@@ -29,8 +29,8 @@ class Mean(WeightedRule):
     tensor([1.])
     """
 
-    RULE: ClassVar[Rule] = Rule(
-        name="mean", laws=frozenset(Law), bound=None, sources=("no robustness: control",)
+    INFO: ClassVar[RuleInfo] = RuleInfo(
+        name="mean", laws=frozenset(Law), bound=None, sources=("not robust: negative control",)
     )
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:

@@ -9,18 +9,18 @@ from torch import Tensor
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.counting_median import (
     FEW,
-    RankedMedian,
+    IncrementalMedian,
     countable,
     counted_median,
     midpoint,
 )
 from flwr_byzasync.aggregators.numerics import EPS, column_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
 class CoordinateWiseMedian(WeightedRule):
-    """Weighted median of each coordinate on its own.
+    """Weighted median of each coordinate separately.
 
     In each coordinate, the value with less than half of the weight on either side; where the
     weight splits into two exact halves, the midpoint of the two middle values. Equal weights
@@ -32,13 +32,13 @@ class CoordinateWiseMedian(WeightedRule):
     ``‖A − x̄_G‖² <= ρ²/(1 − 2λ)`` for every λ < 1/2, proved by the one-sided Chebyshev
     inequality in each coordinate (docs/theory/medians.md), and sharp as a supremum. The result lies
     in the rows' coordinate hull. Each result is one of the values or an exact midpoint.
-    No rule is below the floor, λ/(1 − 2λ).
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
     One sort of m values per coordinate, O(m log m d), in blocks of columns. Up to 32 rows with
-    positive integer weights on the host, m² comparisons, two to six times as fast. Kept up to
-    date from reply to reply, O(m d): see `RankedMedian`.
+    positive integer weights on the host, m² comparisons, two to six times as fast. Incremental,
+    O(m d) per reply: see `IncrementalMedian`.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class CoordinateWiseMedian(WeightedRule):
     tensor([50.5000])
     """
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="cwmed",
         laws=frozenset(Law),
         bound=sharp_bound,
@@ -65,9 +65,9 @@ class CoordinateWiseMedian(WeightedRule):
             return counted_median(rows, weights)
         return torch.cat([midpoint(*middle_values(x, weights)) for x in column_blocks(rows)])
 
-    def incremental(self) -> RankedMedian:
-        """How it is kept up to date."""
-        return RankedMedian()
+    def incremental(self) -> IncrementalMedian:
+        """Return the incremental form."""
+        return IncrementalMedian()
 
 
 def middle_values(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def middle_values(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     twice, total = 2 * weights[order].cumsum(dim=1), weights.sum()
     # Slack around one half of the weight; 0 for integers, whose sums are exact.
     slack = rows.shape[0] * EPS * total if weights.is_floating_point() else 0
-    last = rows.shape[0] - 1  # without any weight the counts would run past the last row
+    last = rows.shape[0] - 1  # if all weights are zero the counts would run past the last row
     lower = (twice < total - slack).sum(dim=1, keepdim=True).clamp(max=last)
     upper = (twice <= total + slack).sum(dim=1, keepdim=True).clamp(max=last)
     return values.gather(1, lower)[:, 0], values.gather(1, upper)[:, 0]

@@ -5,17 +5,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.median import CoordinateWiseMedian
-from flwr_byzasync.aggregators.numerics import EPS, combine, squared_distances
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.selection import keep_nearest
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
+from flwr_byzasync.aggregators.selection import mean_nearest
 
 
 def pivot_bound(lam: float, share: float) -> float:
-    """Return the constant for sets G that hold the pivot, of which the pivot is a share.
+    """Return the constant for sets G in which the pivot holds a given share of the weight.
 
     Parameters
     ----------
@@ -35,24 +33,24 @@ def pivot_bound(lam: float, share: float) -> float:
 
 @dataclass(frozen=True)
 class MoNNA(WeightedRule):
-    """Weighted mean of the rows nearest to a pivot, a row that is trusted.
+    """Weighted mean of the rows nearest to a trusted row, the pivot.
 
     Rows are taken in order of ``‖x_i − x_pivot‖`` until they hold ``(1 − λ) S`` of the weight;
-    rows equally far share what is missing in proportion to their weights. In the published rule
-    every node is its own pivot. On a server the pivot must be a node of which the operator knows
-    that it is honest: one that lies steers alone.
+    rows at equal distance share the weight still missing in proportion to their weights. In the
+    published rule every node is its own pivot. On a server the pivot must be a node that the
+    operator knows to be honest: a Byzantine pivot controls the result alone.
 
-    Where the table has no row `pivot`, or it has weight zero, the rows are ordered by their
-    distance from the weighted coordinate-wise median instead, as in `CTMA` over w-CWMed: no
-    other node is ever trusted in the pivot's place.
+    If the table has no row `pivot`, or it has weight zero, rows are ordered by their distance
+    from the weighted coordinate-wise median instead, as in `CTMA` over w-CWMed: no other node is
+    ever trusted in its place.
 
     Parameters
     ----------
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
     pivot : int, default 0
-        Index of the trusted row, >= 0, in order of joining. A row that is dropped moves those
-        behind it up by one: do not drop rows with this rule, or let the trusted node join first.
+        Index of the trusted row, >= 0, in order of joining. Dropping a row shifts the
+        later ones by one: do not drop rows with this rule, or let the trusted node join first.
 
     Raises
     ------
@@ -61,7 +59,7 @@ class MoNNA(WeightedRule):
 
     Guarantees
     ----------
-    Only for sets G that hold the pivot, and the constant depends on its share q of their
+    Only for sets G that contain the pivot, and the constant depends on its share q of their
     weight: ``‖A − x̄_G‖² <= 4λ/(1 − λ) (1 + λ/((1 − λ) q)) ρ²``, see `pivot_bound`. It is
     proved in docs/theory/monna.md, sharp as a supremum, and grows without limit as q -> 0: so
     there is no c_λ, and `bound` is None. Without the pivot, `CTMA`'s 4λ/((1 − λ)(1 − 2λ)).
@@ -69,7 +67,7 @@ class MoNNA(WeightedRule):
 
     Cost
     ----
-    Two passes over the rows, O(m d), and one number read from the device: whether the pivot has
+    Two passes over the rows, O(m d), and one value read from the device: whether the pivot has
     weight.
 
     Examples
@@ -83,7 +81,7 @@ class MoNNA(WeightedRule):
     byz_fraction: float
     pivot: int = 0
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="monna",
         laws=frozenset(Law) - {Law.PERMUTATION, Law.COPIES},
         bound=None,
@@ -97,17 +95,12 @@ class MoNNA(WeightedRule):
 
     @property
     def trusted(self) -> tuple[int, ...]:
-        """The pivot: nothing is proved where it lies."""
+        """The pivot: nothing is proved if it is Byzantine."""
         return (self.pivot,)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded mean of the rows nearest to the pivot."""
-        centre = self._centre(rows, weights)
-        distance = squared_distances(rows, centre).sqrt()
-        mass = weights.to(torch.float64)
-        wanted = (1.0 - self.byz_fraction) * mass.sum()
-        kept = keep_nearest(distance, mass, wanted, 4 * EPS * vector_norm(centre))
-        return combine(rows, kept / kept.sum(), centre)
+        return mean_nearest(rows, weights, self._centre(rows, weights), 1.0 - self.byz_fraction)
 
     def _centre(self, rows: Tensor, weights: Tensor) -> Tensor:
         if self.pivot < len(rows) and bool(weights[self.pivot] > 0):

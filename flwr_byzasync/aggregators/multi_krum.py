@@ -9,8 +9,8 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction, check_number
 from flwr_byzasync.aggregators.krum_scores import krum_scores
 from flwr_byzasync.aggregators.numerics import combine, heaviest_row
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
-from flwr_byzasync.aggregators.selection import lowest
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
+from flwr_byzasync.aggregators.selection import keep_nearest
 
 
 def multi_krum_bound(lam: float) -> float:
@@ -31,11 +31,11 @@ def small_share_bound(lam: float) -> float:
 
 @dataclass(frozen=True)
 class MultiKrum(WeightedRule):
-    """Weighted mean of the rows of smallest Krum scores, until they hold a share of the weight.
+    """Weighted mean of the rows of smallest Krum scores that hold a share of the weight.
 
-    The scores are those of `Krum`. The last row is taken with only the weight still missing;
-    rows whose scores agree share it in proportion to their weights. At n equal weights and
-    f = λn this is the published rule with n − f rows, but for the scores, which count one more
+    The scores are those of `Krum`. The last row is taken only with the weight still missing;
+    rows of equal scores share it in proportion to their weights. At n equal weights and
+    f = λn this is the published rule with n − f rows, except that scores count one more
     neighbour, and for ties.
 
     Parameters
@@ -43,8 +43,8 @@ class MultiKrum(WeightedRule):
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
     share : float, optional
-        Share of the weight that is averaged, in (0, 1 − λ]; 1 − λ by default. With a small one
-        the rule is `Krum`. Beyond 1 − λ one far row could not be left out.
+        Share of the weight to average, in (0, 1 − λ]; 1 − λ by default. With a small share the
+        rule is `Krum`. Beyond 1 − λ one far row could not be excluded.
 
     Raises
     ------
@@ -56,8 +56,8 @@ class MultiKrum(WeightedRule):
     ``‖A − x̄_G‖² <= 4λ/(1 − 2λ) ρ²`` for λ <= 1/3, sharp as a supremum;
     ``(√λ³ + √(1 − 3λ + 3λ²))²/((1 − λ)²(1 − 2λ)) ρ²`` beyond; for a smaller share
     ``(√λ + √(2(1 − λ)))²/(1 − 2λ) ρ²``. Proved in docs/theory/krum.md. They cover any true
-    share of liars up to `byz_fraction`; beyond it there is none.
-    No rule is below the floor, λ/(1 − 2λ).
+    share of liars up to `byz_fraction`, and none beyond.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -74,7 +74,7 @@ class MultiKrum(WeightedRule):
     byz_fraction: float
     share: float | None = None
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="multi_krum",
         laws=frozenset(Law),
         bound=multi_krum_bound,
@@ -99,5 +99,5 @@ class MultiKrum(WeightedRule):
         """Return the mean of the rows of smallest scores."""
         scores = krum_scores(rows, weights, 1.0 - self.byz_fraction)
         share = 1.0 - self.byz_fraction if self.share is None else self.share
-        kept = lowest(scores, weights, share)
+        kept = keep_nearest(scores, weights, share)
         return combine(rows, kept / kept.sum(), heaviest_row(rows, kept))

@@ -11,16 +11,16 @@ from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import published_median_bound, sharp_bound
 from flwr_byzasync.aggregators.numerics import (
     EPS,
+    norms,
     paired_blocks,
     pairwise_distances,
-    squared_distances,
 )
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
 from flwr_byzasync.aggregators.selection import keep_nearest
 
@@ -40,18 +40,18 @@ def published_mixing_bound(lam: float, base: float) -> float:
 
 
 @dataclass(frozen=True)
-class NNM(RuleOver):
-    """Every row becomes the mean of the rows nearest to it; then the base.
+class NNM(MetaRule):
+    """Replace every row by the mean of the rows nearest to it, then apply the base.
 
     ``y_i`` is the weighted mean of the (1 − λ) S of weight nearest to ``x_i``, itself included;
-    the last row is taken in part, and rows equally far share what is missing in proportion to
-    their weights. The result is ``base(y, s)``. With equal weights and λ = f/n these are the
+    the last row is taken in part, and rows at equal distance share it in proportion to their
+    weights. The result is ``base(y, s)``. With equal weights and λ = f/n these are the
     n − f nearest rows, as published.
 
     Parameters
     ----------
     base : Aggregator
-        The rule that sees the mixed rows. Any rule, a third party's included.
+        The rule applied to the mixed rows: any rule, including third-party ones.
     byz_fraction : float
         λ in [0, 1/2): the largest share of the weight that Byzantine nodes may hold.
 
@@ -65,8 +65,8 @@ class NNM(RuleOver):
     ``‖A − x̄_G‖² <= 4λ(1 + c) g/(1 − λ) ρ²`` over a base with constant c at λ, with
     ``g = 1 + 2√(λ(1 − 2λ))/(1 − λ)`` for λ <= 1/3 and 2 beyond, proved in docs/theory/nnm.md
     (published, for counts: 8λ(1 + c)/(1 − λ)). The bound covers any true share up to
-    `byz_fraction`; beyond it there is none.
-    No rule is below the floor, λ/(1 − 2λ).
+    `byz_fraction`, and none beyond.
+    No rule's constant is below λ/(1 − 2λ).
 
     Cost
     ----
@@ -84,7 +84,7 @@ class NNM(RuleOver):
     base: Aggregator
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="nnm",
         laws=frozenset(Law),
         bound=lambda lam: mixing_bound(lam, sharp_bound(lam)),
@@ -96,17 +96,17 @@ class NNM(RuleOver):
         super().__post_init__()
         check_byz_fraction("byz_fraction", self.byz_fraction)
 
-    def over(self, lam: float, base: float) -> float:
+    def bound_over(self, lam: float, base: float) -> float:
         """Return the constant over a base with constant `base`."""
         return mixing_bound(lam, base)
 
-    def published_over(self, lam: float, base: float) -> float:
+    def published_bound_over(self, lam: float, base: float) -> float:
         """Return the published constant over a base with constant `base`."""
         return published_mixing_bound(lam, base)
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's unrounded result on the mixed rows."""
-        return precise(self.base, mix(rows, weights, self.byz_fraction), weights)
+        return aggregate_float64(self.base, mix(rows, weights, self.byz_fraction), weights)
 
 
 def mix(rows: Tensor, weights: Tensor, byz_fraction: float) -> Tensor:
@@ -124,15 +124,13 @@ def mix(rows: Tensor, weights: Tensor, byz_fraction: float) -> Tensor:
     Tensor
         (m, d) float64; finite in rows of weight zero.
     """
-    mass = weights.to(torch.float64)
-    used = mass > 0
-    distance = pairwise_distances(rows, mass)
-    wanted = (1.0 - byz_fraction) * mass.sum()
-    # A row that was itself rounded, as by another mixing, is no exacter than its last digit.
-    blur = 4 * EPS * squared_distances(rows, torch.zeros_like(rows[0], dtype=torch.float64)).sqrt()
-    kept = torch.vmap(keep_nearest, in_dims=(0, None, None, 0))(distance, mass, wanted, blur)
+    used = weights > 0
+    distance = pairwise_distances(rows, weights)
+    # A row that was rounded itself, for example by another mixing, is exact to its last digit.
+    tolerance = 4 * EPS * norms(rows).unsqueeze(1)
+    kept = keep_nearest(distance, weights, 1.0 - byz_fraction, tolerance)
     share = torch.where(used.unsqueeze(1), kept / kept.sum(dim=1, keepdim=True), 0.0)
-    # Relative to the row with the nearest neighbours: a far row costs the others no digit.
+    # Relative to the row with the nearest neighbours, so that a far row costs no digits.
     spread = torch.where(share > 0, share * distance, 0.0).sum(dim=1)
     middle = torch.where(used, spread, torch.inf).argmin().reshape(1)
     centre = rows.index_select(0, middle)[0].to(torch.float64)

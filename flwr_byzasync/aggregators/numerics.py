@@ -1,7 +1,7 @@
-"""Sums over (m, d) rows that are right to float64 whatever the rows' dtype and size.
+"""Sums over (m, d) rows, accurate to float64 for any dtype and scale of the rows.
 
-Everything runs over blocks of columns, so that a float64 copy of all rows never exists, and
-relative to a centre, so that rows of norm 500 which differ by 1e-4 lose nothing to rounding.
+They run over blocks of columns, so that a float64 copy of all rows never exists, and relative to
+a centre, so that rows of norm 500 that differ by 1e-4 lose no digits.
 """
 
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
-"""2⁻⁵², twice the unit roundoff of all sums here."""
+"""2⁻⁵², twice the unit roundoff of float64."""
 BLOCK = 1 << 16
-"""Elements of one block: 512 KiB in float64, which stays in a core's cache."""
+"""Elements per block: 512 KiB in float64, which fits a core's cache."""
 
 
 def as_weights(weights: Tensor, device: torch.device) -> Tensor:
     """Return weights as int64 (exact cumulative sums) or float64 on the rows' device.
 
-    Where the largest floating one is beyond 2^±200 all are divided by a power of two, which is
-    exact: no sum or product of them leaves float64.
+    If the largest floating one is beyond 2^±200, all are divided by a power of two, which is
+    exact, so that no sum or product of them overflows or underflows.
     """
-    given = weights.detach().to(device)
-    if not given.is_floating_point():
-        return given.to(torch.int64)
-    given = given.to(torch.float64)
-    _, exponent = torch.frexp(given.max())
-    return torch.ldexp(given, torch.where(exponent.abs() > 200, -exponent.clamp(-1000, 1000), 0))
+    weights = weights.detach().to(device)
+    if not weights.is_floating_point():
+        return weights.to(torch.int64)
+    weights = weights.to(torch.float64)
+    _, exponent = torch.frexp(weights.max())
+    return torch.ldexp(weights, torch.where(exponent.abs() > 200, -exponent.clamp(-1000, 1000), 0))
 
 
 def all_finite(rows: Tensor, weights: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def combine(rows: Tensor, coefficients: Tensor, centre: Tensor) -> Tensor:
     rows : Tensor
         (m, d).
     coefficients : Tensor
-        (m,) float64. Rows with coefficient zero are not read, whatever they hold.
+        (m,) float64. Rows with coefficient zero are not read.
     centre : Tensor
-        (d,) float64. With ``Σ a_i = 1`` it cancels, and with it the rows' common rounding.
+        (d,) float64. With ``Σ a_i = 1`` it cancels, and the rows' common rounding with it.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def squared_distances(rows: Tensor, centre: Tensor, offset: Tensor | None = None
     centre : Tensor
         (d,) float64.
     offset : Tensor, optional
-        (d,) float64, small: added to the centre it would be rounded to the centre's last digit.
+        (d,) float64, small; added to the centre it would lose its last digits.
 
     Returns
     -------
@@ -102,6 +102,12 @@ def squared_distances(rows: Tensor, centre: Tensor, offset: Tensor | None = None
     for (x, c), o in pairs:
         total += (x - c - o).square().sum(dim=1)
     return total
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return the (m,) norms of (m, d) rows in float64."""
+    origin = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    return squared_distances(rows, origin).sqrt()
 
 
 def pairwise_distances(rows: Tensor, weights: Tensor) -> Tensor:

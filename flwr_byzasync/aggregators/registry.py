@@ -1,4 +1,4 @@
-"""Names of rules: what run-configs and commands write, and how it becomes a rule."""
+"""Rules by name: parsing what run-configs and commands write."""
 
 import ast
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from flwr_byzasync._checks import check_byz_fraction
-from flwr_byzasync._registry import as_call, constant, declared, parse
+from flwr_byzasync._registry import as_call, declared, literal, parse_spec
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     WeightedRule,
@@ -22,7 +22,7 @@ FIX = "write for example 'cwmed', 'ctma(gm)' or 'rfa(iterations=5)'"
 
 @cache
 def discover() -> Mapping[str, type[WeightedRule]]:
-    """Return every rule of this package by name, read off the files' ``RULE`` declarations.
+    """Return every rule of this package by name, from the ``INFO`` declarations in its modules.
 
     Returns
     -------
@@ -34,22 +34,22 @@ def discover() -> Mapping[str, type[WeightedRule]]:
     >>> discover()["gm"].__name__
     'GeometricMedian'
     """
-    # `Unweighted` lives in this module: it is written as a suffix, not as a name.
-    return declared(PACKAGE, "RULE", without=("registry",))
+    # `Unweighted` is written as a suffix, not as a name.
+    return declared(PACKAGE, "INFO", without=("unweighted",))
 
 
 def build(text: str, byz_fraction: float | None = None) -> Aggregator:
-    """Make a rule from its name, compositions and settings written as calls.
+    """Build a rule from its name, with compositions and settings written as calls.
 
     Parameters
     ----------
     text : str
         For example ``"cwmed"``, ``"rfa(iterations=5)"`` or ``"ctma(bucketing(gm, seed=3))"``:
         a base comes first and without a name, settings as name=value, a value being a number,
-        true, false or none. ``NAME-unweighted`` gives every node that has replied the weight 1.
+        true, false or none. ``NAME-unweighted`` sets the weight of every node that replied to 1.
     byz_fraction : float, optional
-        λ in [0, 1/2), handed to every class that has the field and is not given another in the
-        text; such a class needs it.
+        λ in [0, 1/2), passed to every class that has the field, unless the text sets it; such a
+        class requires it.
 
     Returns
     -------
@@ -59,8 +59,8 @@ def build(text: str, byz_fraction: float | None = None) -> Aggregator:
     Raises
     ------
     ConfigError
-        If the text does not parse, a name or a setting is unknown, a rule needs a base or a
-        setting and has none, or a value is not legal. Nothing in the text is executed.
+        If the text does not parse, a name or a setting is unknown, a rule lacks a base or a
+        required setting, or a value is not legal. Nothing in the text is executed.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def build(text: str, byz_fraction: float | None = None) -> Aggregator:
     """
     if byz_fraction is not None:
         check_byz_fraction("byz_fraction", byz_fraction)
-    return _rule(parse(text), text, byz_fraction)
+    return _rule(parse_spec(text), text, byz_fraction)
 
 
 def _rule(node: ast.expr | None, text: str, byz_fraction: float | None) -> Aggregator:
@@ -90,19 +90,19 @@ def _rule(node: ast.expr | None, text: str, byz_fraction: float | None) -> Aggre
     bases = len(call.positional)
     if written is None or bases > (base is not None) or bases < (base is not None and _bare(base)):
         raise ConfigError("aggregator", here, _legal(call.name, settings, base), FIX)
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if byz_fraction is not None and "byz_fraction" in settings:
-        given["byz_fraction"] = byz_fraction
+        arguments["byz_fraction"] = byz_fraction
     for name, value in written.items():
-        given[name] = _number(call.name, name, value, text)
+        arguments[name] = _number(call.name, name, value, text)
     if call.positional:
-        given["base"] = _rule(call.positional[0], text, byz_fraction)
-    missing = [name for name, field in settings.items() if _bare(field) and name not in given]
+        arguments["base"] = _rule(call.positional[0], text, byz_fraction)
+    missing = [name for name, field in settings.items() if _bare(field) and name not in arguments]
     if missing:
         fix = f"write it as name=value, for example {missing[0]}=0.3"
         legal = f"{call.name} with {', '.join(missing)}"
         raise ConfigError("aggregator", here, legal, fix)
-    return rule(**given)
+    return rule(**arguments)
 
 
 def _before_suffix(node: ast.expr | None) -> ast.Name | ast.Call | None:
@@ -119,7 +119,7 @@ def _bare(field: Field[Any]) -> bool:
 
 
 def _legal(name: str, settings: Collection[str], base: Field[Any] | None) -> str:
-    """How a rule is written."""
+    """Describe how a rule is written."""
     named = f"settings among {', '.join(settings)}, each once, as name=value"
     match base is not None, bool(settings):
         case False, False:
@@ -128,12 +128,12 @@ def _legal(name: str, settings: Collection[str], base: Field[Any] | None) -> str
             return f"{name}, alone or with {named}"
         case True, False:
             return f"{name} with a base in brackets"
-    return f"{name} with a base in brackets, and behind it {named}"
+    return f"{name} with a base in brackets, followed by {named}"
 
 
 def _number(rule: str, name: str, node: ast.expr, text: str) -> object:
     with suppress(ValueError):
-        value = constant(node)
+        value = literal(node)
         if value is None or isinstance(value, int | float):
             return value
     legal = f"{rule} with a number, true, false or none for {name}"

@@ -12,7 +12,7 @@ from flwr_byzasync.aggregators.numerics import (
     heaviest_row,
     squared_distances,
 )
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class RFA(WeightedRule):
     """Smoothed Weiszfeld iteration from the weighted mean, stopped after a few steps.
 
     ``z_0 = Σ s_i x_i / S``, then ``z <- Σ b_i x_i / Σ b_i`` with
-    ``b_i = s_i / max(nu, ‖x_i − z‖)``. It approaches the geometric median but is not it.
+    ``b_i = s_i / max(nu, ‖x_i − z‖)``. It approximates the geometric median.
 
     Parameters
     ----------
     iterations : int, default 3
         Steps, >= 1. The paper's experiments use 3.
     nu : float, default 1e-6
-        Smallest distance in the units of the rows, in (0, inf). An absolute scale, so the rule
-        does not commute with scaling.
+        Smallest distance in the units of the rows, in (0, inf). It is an absolute scale, so the
+        rule does not commute with scaling.
 
     Raises
     ------
@@ -37,8 +37,8 @@ class RFA(WeightedRule):
 
     Guarantees
     ----------
-    None. A far row at distance R still holds 0.165 R after three steps at λ = 0.4: the start is
-    the mean, and three steps do not forget it. Use `GeometricMedian` for a bound.
+    None. With liars at distance R the result is 0.165 R after three steps at λ = 0.4, because it
+    starts from the mean. Use `GeometricMedian` for a bound.
 
     Cost
     ----
@@ -54,7 +54,7 @@ class RFA(WeightedRule):
     iterations: int = 3
     nu: float = 1e-6
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="rfa",
         laws=frozenset(Law) - {Law.SCALE},
         bound=None,
@@ -67,12 +67,12 @@ class RFA(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded iterate."""
-        mass = weights.to(torch.float64)
-        # z is kept as an offset from a row, or rows far from the origin would round it.
+        # z is kept as an offset from a row: far from the origin it would lose digits.
         centre = heaviest_row(rows, weights)
-        z = combined_offset(rows, mass / mass.sum(), centre)
+        weights = weights.to(torch.float64)
+        z = combined_offset(rows, weights / weights.sum(), centre)
         for _ in range(self.iterations):
-            pull = mass / squared_distances(rows, centre, z).sqrt().clamp(min=self.nu)
-            pull = torch.where(mass > 0, pull, 0.0)
+            pull = weights / squared_distances(rows, centre, z).sqrt().clamp(min=self.nu)
+            pull = torch.where(weights > 0, pull, 0.0)
             z = combined_offset(rows, pull / pull.sum(), centre)
         return centre + z

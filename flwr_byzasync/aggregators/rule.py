@@ -1,4 +1,4 @@
-"""What a rule is: the protocol, the laws it may declare, and the base that ours share."""
+"""The rule protocol, the laws a rule may declare, and the base classes of this package."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from flwr_byzasync.aggregators.numerics import all_finite, as_weights
 from flwr_byzasync.errors import ConfigError
 
 LARGEST_SUM = 2.0**62
-"""Of integer weights: twice a cumulative sum of them stays inside int64."""
+"""Limit on the sum of integer weights: twice a cumulative sum stays inside int64."""
 
 
 @runtime_checkable
@@ -34,7 +34,7 @@ class Aggregator(Protocol):
 
 
 class Law(Enum):
-    """Equalities that a rule may declare; the tests check exactly the declared ones."""
+    """Properties that a rule may declare; the tests check exactly the declared ones."""
 
     COPIES = "an integer weight s means s copies of the row"
     PERMUTATION = "the order of the rows does not matter"
@@ -46,25 +46,25 @@ class Law(Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a class of rules declares about itself.
+class RuleInfo:
+    """Declaration of a class of rules.
 
     Parameters
     ----------
     name : str
         Name in `discover` and in run-configs.
     laws : frozenset of Law
-        Equalities that hold for all inputs.
+        Properties that hold for all inputs.
     bound : callable or None
         λ -> c_λ such that ``‖A(x, s) − x̄_G‖² <= c_λ ρ²`` for every G of weight at least
-        (1 − λ)S; None if no constant exists or none is proved.
+        (1 − λ)S; None if no constant exists or is proved.
     sources : tuple of str
-        Where definition and bound are written down.
+        References for the definition and the bound.
     published : callable or None
-        λ -> the constant that the literature gives, to plot beside `bound`; None if it has none.
+        λ -> the constant in the literature, to compare with `bound`; None if there is none.
     balanced : bool
-        Whether the result is a point from which honest rows cannot all lie far on one side, as
-        a median's is; `CTMA` around such a centre has a sharper constant. See docs/theory.
+        Whether honest rows cannot all lie far on one side of the result, as for a median; `CTMA`
+        around such a centre has a sharper constant. See docs/theory/medians.md.
     """
 
     name: str
@@ -76,13 +76,13 @@ class Rule:
 
 
 class WeightedRule(ABC):
-    """Base of the rules in this package: a float64 core, checked and rounded once at the end.
+    """Base of this package's rules: computes in float64, and rounds once at the end.
 
-    A subclass is a frozen dataclass with a ``RULE`` and an `aggregate`. A third party's rule
-    need not derive from it: any `Aggregator` works everywhere.
+    A subclass is a frozen dataclass with a ``INFO`` and an `aggregate`. A third party's rule
+    need not derive from it: any `Aggregator` is accepted everywhere.
     """
 
-    RULE: ClassVar[Rule]
+    INFO: ClassVar[RuleInfo]
 
     @abstractmethod
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -91,31 +91,32 @@ class WeightedRule(ABC):
         Parameters
         ----------
         rows : Tensor
-            (m, d), m >= 1, as the caller gave them.
+            (m, d), m >= 1, as the caller passed them.
         weights : Tensor
             (m,) float64 or int64 on the rows' device. Rows of weight zero must not matter.
 
         Returns
         -------
         Tensor
-            (d,) float64. Anything where a row of positive weight is not finite.
+            (d,) float64. Unspecified if a row of positive weight is not finite.
         """
 
     @property
     def laws(self) -> frozenset[Law]:
-        """Laws that this very rule keeps; compositions keep only what their parts keep."""
-        return self.RULE.laws
+        """Laws that this instance satisfies; a composition satisfies only those of its parts."""
+        return self.INFO.laws
 
     def bound(self, lam: float) -> float | None:
-        """c_λ of this very rule at Byzantine share `lam`, or None where nothing is proved.
+        """c_λ of this instance at Byzantine share `lam`, or None where nothing is proved.
 
-        A rule with a field `byz_fraction` has its constant there, for any share up to it.
+        For a rule with a field `byz_fraction` it is the constant at that share, for any `lam` up
+        to it.
         """
-        return self._declared(self.RULE.bound, lam)
+        return self._declared(self.INFO.bound, lam)
 
     def published(self, lam: float) -> float | None:
-        """Return the literature's constant of this very rule, as `bound` has ours, or None."""
-        return self._declared(self.RULE.published, lam)
+        """Return the constant of this instance in the literature, or None."""
+        return self._declared(self.INFO.published, lam)
 
     def _declared(
         self, constant: Callable[[float], float | None] | None, lam: float
@@ -125,7 +126,7 @@ class WeightedRule(ABC):
 
     @property
     def trusted(self) -> tuple[int, ...]:
-        """Rows that must be honest for `bound` to hold: it covers the sets G that hold them."""
+        """Rows that must be honest for `bound` to hold: it covers the sets G that contain them."""
         return ()
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -139,20 +140,20 @@ class WeightedRule(ABC):
         weights : Tensor
             (m,) non-negative with positive sum, integer or floating. Used in int64 or float64,
             never in the rows' dtype; the sum of integers must be below 2⁶². Rows of weight zero
-            are as if absent.
+            count as absent.
 
         Returns
         -------
         Tensor
             (d,) of the rows' dtype and device, sharing memory with no input. All NaN if a
             positively weighted row is not finite, a weight is negative, infinite or NaN, all
-            are zero, or the sum of integers is too large: an exception would cost a
-            synchronisation with the device.
+            are zero, or the sum of integers is too large. Raising would need a synchronisation
+            with the device.
 
         Raises
         ------
         ValueError
-            If the shapes do not fit or rows are not floating (known without looking at values).
+            If the shapes do not fit or rows are not floating, which needs no values to be read.
         """
         _check_shapes(rows, weights)
         used = as_weights(weights, rows.device)
@@ -163,10 +164,10 @@ class WeightedRule(ABC):
         return torch.where(usable, result, torch.nan).to(rows.dtype)
 
 
-class RuleOver(WeightedRule):
-    """Base of the rules over another rule, which is their field `base`.
+class MetaRule(WeightedRule):
+    """Base of the meta-rules: rules over another rule, their field `base`.
 
-    A subclass says in `over` and `published_over` what becomes of its base's constant.
+    `bound_over` and `published_bound_over` map the constant of the base to that of the subclass.
 
     Raises
     ------
@@ -183,48 +184,48 @@ class RuleOver(WeightedRule):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """Those of its own that the base keeps as well."""
-        return self.RULE.laws & laws_of(self.base)
+        """Its own laws that the base satisfies as well."""
+        return self.INFO.laws & laws_of(self.base)
 
     @property
     def trusted(self) -> tuple[int, ...]:
-        """The base's: its rows are where they were."""
+        """The base's, because rows keep their positions."""
         trusted: tuple[int, ...] = getattr(self.base, "trusted", ())
         return trusted
 
-    def over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - for subclasses
-        """c_λ over a base with constant `base` at λ; None where nothing is proved."""
+    def bound_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - for subclasses
+        """c_λ over a base with constant `base` at λ, or None where nothing is proved."""
         return None
 
-    def published_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - the same
+    def published_bound_over(self, lam: float, base: float) -> float | None:  # noqa: ARG002 - the same
         """Return the literature's constant over a base with constant `base`, or None."""
         return None
 
     def bound(self, lam: float) -> float | None:
         """c_λ at λ = `byz_fraction` for any share up to it, else None."""
-        return self._composed(lam, bound_of, self.over)
+        return self._composed(lam, bound_of, self.bound_over)
 
     def published(self, lam: float) -> float | None:
-        """Return the same with what the literature has for both."""
-        return self._composed(lam, published_of, self.published_over)
+        """Return the same from the constants in the literature."""
+        return self._composed(lam, published_of, self.published_bound_over)
 
     def _composed(
         self,
         lam: float,
         of: Callable[[Aggregator, float], float | None],
-        over: Callable[[float, float], float | None],
+        bound_over: Callable[[float, float], float | None],
     ) -> float | None:
         def constant(mine: float) -> float | None:
             base = of(self.base, mine)
-            return None if base is None else over(mine, base)
+            return None if base is None else bound_over(mine, base)
 
         return self._declared(constant, lam)
 
 
-def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
-    """Return a rule's result in float64, unrounded where the rule is one of ours.
+def aggregate_float64(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return a rule's result in float64, unrounded if the rule is one of this package.
 
-    Meta-rules measure distances to their base's result: rounded to float32 it would be off by
+    Meta-rules measure distances to their base's result. Rounded to float32 it would be off by
     3e-5 for rows of norm 500, more than such rows may differ.
     """
     if isinstance(rule, WeightedRule):
@@ -233,18 +234,18 @@ def precise(rule: Aggregator, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def laws_of(rule: Aggregator) -> frozenset[Law]:
-    """Laws a rule declares; a third party's rule without a declaration keeps none."""
+    """Return the laws that a rule declares; none for a third party's rule without a declaration."""
     laws = getattr(rule, "laws", ())
     return frozenset(laws) if isinstance(laws, Collection) else frozenset()
 
 
 def bound_of(rule: Aggregator, lam: float) -> float | None:
-    """c_λ a rule declares, or None.
+    """Return c_λ that a rule declares, or None.
 
     Raises
     ------
     ConfigError
-        If what it declares is no constant: NaN would be above no ratio that is found.
+        If the declared value is not a constant: no ratio would ever exceed NaN.
     """
     bound = getattr(rule, "bound", None)
     return checked_constant(bound(lam)) if callable(bound) else None
@@ -256,7 +257,7 @@ def checked_constant(value: object) -> float | None:
     Raises
     ------
     ConfigError
-        If it is no real number >= 0.
+        If it is not a real number >= 0.
     """
     if value is None:
         return None
@@ -268,7 +269,7 @@ def checked_constant(value: object) -> float | None:
 
 
 def published_of(rule: Aggregator, lam: float) -> float | None:
-    """Return the literature's constant of a rule, or None."""
+    """Return the constant of a rule in the literature, or None."""
     return rule.published(lam) if isinstance(rule, WeightedRule) else None
 
 

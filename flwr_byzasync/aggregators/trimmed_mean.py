@@ -9,16 +9,16 @@ from torch import Tensor
 from flwr_byzasync._checks import check_byz_fraction
 from flwr_byzasync.aggregators.bounds import floor_bound, published_trimmed_bound
 from flwr_byzasync.aggregators.numerics import column_blocks
-from flwr_byzasync.aggregators.rule import Law, Rule, WeightedRule
+from flwr_byzasync.aggregators.rule import Law, RuleInfo, WeightedRule
 from flwr_byzasync.aggregators.selection import TIE
 
 
 @dataclass(frozen=True)
 class TrimmedMean(WeightedRule):
-    """Weighted mean of each coordinate without its lowest and its highest values.
+    """Weighted mean of each coordinate without its lowest and highest values.
 
-    In each coordinate, weight ``λ S`` is cut off at either end, the row at the cut only in
-    part, and the weighted mean of the remaining ``(1 − 2λ) S`` is the result. Equal weights and
+    In each coordinate, weight ``λ S`` is cut off at both ends, the row at the cut only in part,
+    and the weighted mean of the remaining ``(1 − 2λ) S`` is the result. Equal weights and
     an integer ``λ m`` give the published rule.
 
     Parameters
@@ -35,7 +35,7 @@ class TrimmedMean(WeightedRule):
     ----------
     ``‖A − x̄_G‖² <= λ/(1 − 2λ) ρ²``, proved in docs/theory/trimmed_mean.md (published:
     ``6 λ/(1 − 2λ) (1 + λ/(1 − 2λ))``). No rule has a smaller constant. It covers any true
-    share up to `byz_fraction`; beyond it there is none. The result lies in the rows' coordinate
+    share up to `byz_fraction`, and none beyond. The result lies in the rows' coordinate
     hull.
 
     Cost
@@ -52,7 +52,7 @@ class TrimmedMean(WeightedRule):
 
     byz_fraction: float
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="trimmed_mean",
         laws=frozenset(Law),
         bound=floor_bound,
@@ -69,21 +69,21 @@ class TrimmedMean(WeightedRule):
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the unrounded trimmed mean."""
-        mass = weights.to(torch.float64)
-        return torch.cat([self._trimmed(x, mass) for x in column_blocks(rows)])
+        weights = weights.to(torch.float64)
+        return torch.cat([self._trimmed(x, weights) for x in column_blocks(rows)])
 
-    def _trimmed(self, rows: Tensor, mass: Tensor) -> Tensor:
+    def _trimmed(self, rows: Tensor, weights: Tensor) -> Tensor:
         # Sorting the contiguous transpose is faster than sorting down the columns.
         values, order = torch.sort(rows.t().contiguous(), dim=1)
-        ends = mass[order].cumsum(dim=1)
+        ends = weights[order].cumsum(dim=1)
         total = ends[:, -1:]
-        # A hair more than λS, or rounding would leave 1e-16 of a row that may be at 1e90.
+        # Slightly more than λS: rounding could leave 1e-16 of a row that may be at 1e90.
         cut = self.byz_fraction * (1.0 + TIE) * total
         starts = torch.nn.functional.pad(ends[:, :-1], (1, 0))
         kept = (torch.minimum(ends, total - cut) - torch.maximum(starts, cut)).clamp(min=0.0)
-        # Relative to the value in the middle, rows far from the origin lose nothing.
+        # Relative to the middle value, so that rows far from the origin lose no digits.
         middle = (2.0 * ends < total).sum(dim=1, keepdim=True).clamp(max=len(rows) - 1)
         centre = values.gather(1, middle).to(torch.float64)
-        # Values of weight zero may be anything.
+        # Values of weight zero may be arbitrary.
         offset = torch.where(kept > 0, values - centre, 0.0)
         return (centre + (kept * offset).sum(dim=1, keepdim=True) / kept.sum(1, True))[:, 0]

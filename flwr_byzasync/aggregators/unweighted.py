@@ -1,4 +1,4 @@
-"""Any rule, with weight 1 for every node that has replied."""
+"""Unweighted form of any rule: weight 1 for every node that has replied."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -9,41 +9,41 @@ from flwr_byzasync.aggregators.incremental import Change, Incremental, TableView
 from flwr_byzasync.aggregators.rule import (
     Aggregator,
     Law,
-    Rule,
-    RuleOver,
-    precise,
+    MetaRule,
+    RuleInfo,
+    aggregate_float64,
 )
 
 
 @dataclass(frozen=True)
-class Unweighted(RuleOver):
-    """A rule that sees the weight 1 for every row of positive weight: the paper's comparison.
+class Unweighted(MetaRule):
+    """A rule called with weight 1 for every row of positive weight: the paper's comparison.
 
-    Its bound would hold for counts of nodes, not for shares of the weight, so none is declared.
+    Its bound would hold for numbers of nodes, not for shares of the weight, so none is declared.
     """
 
     base: Aggregator
 
-    RULE: ClassVar[Rule] = Rule(
+    INFO: ClassVar[RuleInfo] = RuleInfo(
         name="unweighted",
         laws=frozenset(Law) - {Law.COPIES},
         bound=None,
-        sources=("Dahan and Levy 2024, section 5: what weights are compared with",),
+        sources=("Dahan and Levy 2024, section 5: the unweighted baseline",),
     )
 
     def aggregate(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return the base's result with all positive weights set to 1."""
-        return precise(self.base, rows, _ones(weights))
+        return aggregate_float64(self.base, rows, _ones(weights))
 
     def incremental(self) -> "IncrementalUnweighted | None":
-        """How it is kept up to date, where its base is."""
+        """Return the incremental form, if the base has one."""
         base = incremental_of(self.base)
         return None if base is None else IncrementalUnweighted(base)
 
 
 @dataclass(frozen=True)
 class IncrementalUnweighted:
-    """A rule kept up to date that is shown a table of weights 1; its state is the base's."""
+    """Incremental form on a table with weights 1; its state is the base's."""
 
     base: Incremental[Any]
 

@@ -1,8 +1,8 @@
-"""Byzantine behaviour, one attack a file, for tests and for simulations."""
+"""Byzantine attacks, one per file, for tests and simulations."""
 
 from flwr_byzasync.attacks.attack import (
     ALONE,
-    Attack,
+    AttackInfo,
     Knowledge,
     LabelAttack,
     Needs,
@@ -30,9 +30,13 @@ from flwr_byzasync.attacks.slow_down import SlowDown
 from flwr_byzasync.attacks.stale_replay import StaleReplay
 from flwr_byzasync.attacks.zero import Zero
 
+ALIE, IPM = Little, Empire  # the names that they have in most papers
+
 __all__ = [
+    "ALIE",
     "ALONE",
-    "Attack",
+    "IPM",
+    "AttackInfo",
     "Empire",
     "Flood",
     "Gaussian",

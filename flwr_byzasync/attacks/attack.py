@@ -1,4 +1,4 @@
-"""What an attack is: what it declares, what it may know, and the three things it may change."""
+"""The attack protocols: what an attack declares, what it may know, and what it changes."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +12,7 @@ from flwr_byzasync.aggregators import Aggregator
 
 
 class Needs(Enum):
-    """What a Byzantine node must know or touch to mount an attack."""
+    """What a Byzantine node must know or control to mount an attack."""
 
     OWN_VECTOR = "the vector that it would honestly send"
     OWN_LABELS = "the labels of its own data"
@@ -21,7 +21,7 @@ class Needs(Enum):
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackInfo:
     """Declaration of a class of attacks.
 
     Parameters
@@ -29,39 +29,42 @@ class Attack:
     name : str
         Name in `discover` and in run-configs.
     needs : Needs
-        The least that it must know.
+        The minimum that it must know.
     sources : tuple of str
-        Where it is described, and where the defaults of its parameters come from.
+        References for the attack and for the defaults of its parameters.
+    aliases : tuple of str
+        Other names that `build` accepts; `discover` lists an attack under `name` alone.
     """
 
     name: str
     needs: Needs
     sources: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a Byzantine node knows when it replies, beside its own honest vector.
+    """What a Byzantine node knows when it replies, besides its own honest vector.
 
     Parameters
     ----------
     rows : Tensor, optional
-        (n, d) latest vectors of the honest nodes or, where colluders estimate, vectors that
-        they themselves would honestly send. None before the first.
+        (n, d) latest vectors of the honest nodes or, if colluders estimate, vectors that they
+        would honestly send themselves. None before the first.
     weights : Tensor, optional
         (n,) int64, positive: accepted replies behind each row.
     honest_weight : int, optional
-        S − S_B: replies of all honest nodes so far. None where nobody counts them.
+        S − S_B: replies of all honest nodes so far. None if unknown.
     byzantine_weight : int, optional
-        S_B: replies of all Byzantine nodes, the coming one included. None where nobody counts.
+        S_B: replies of all Byzantine nodes, including this one. None if unknown.
     rule : Aggregator, optional
-        The rule that the server is believed to use.
+        The rule that the server is assumed to use.
     history : tuple of Tensor
         The node's own honest vectors of earlier replies, oldest first, at most ``memory``.
     reply : int
-        Replies that this node has sent before.
+        Number of replies that this node has sent before.
     seed : int
-        Of this node and this reply.
+        Random seed of this node.
     """
 
     rows: Tensor | None = None
@@ -74,35 +77,34 @@ class Knowledge:
     seed: int = 0
 
     def generator(self) -> torch.Generator:
-        """Return a fresh generator on the CPU, in the same state each time it is asked."""
+        """Return a fresh generator on the CPU, in the same state at every call."""
         mixed = np.random.SeedSequence([self.seed, self.reply]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
 
 
 ALONE = Knowledge()
-"""A node that knows nothing but its own vector."""
+"""The knowledge of a node that knows only its own vector."""
 
 
 @runtime_checkable
 class VectorAttack(Protocol):
-    """An attack on what is sent: flat (d,) to a new flat (d,) of the same dtype and device.
+    """An attack on the vector sent: maps a flat (d,) to a new (d,) of the same dtype and device.
 
-    It is pure: it writes nothing, and draws from ``knowledge.generator()`` only. An attack that
-    wants earlier vectors has an attribute ``memory``, how many; one that needs more or less than
-    its class declares, because of its settings, has an attribute ``needs``; one on time has a
-    method `TimedAttack.delay`.
+    It is pure: it writes no input, and draws only from ``knowledge.generator()``. An attack that
+    uses earlier vectors sets ``memory`` to their number; one whose settings change what it needs
+    has an attribute ``needs``; one on time has a method `TimedAttack.delay`.
     """
 
-    ATTACK: ClassVar[Attack]
+    INFO: ClassVar[AttackInfo]
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent instead of the honest vector."""
+        """Return the vector sent instead of the honest one."""
         ...
 
 
 @runtime_checkable
 class TimedAttack(Protocol):
-    """An attack on when a reply arrives."""
+    """An attack on the arrival time of replies."""
 
     def delay(self, rng: np.random.Generator, honest_delay: float) -> float:
         """Return seconds to add to the honest delay, at least ``−honest_delay``."""
@@ -113,7 +115,7 @@ class TimedAttack(Protocol):
 class LabelAttack(Protocol):
     """An attack on the data: ``transform(labels, classes) -> labels``."""
 
-    ATTACK: ClassVar[Attack]
+    INFO: ClassVar[AttackInfo]
 
     def transform(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels that the node trains on."""
@@ -121,16 +123,16 @@ class LabelAttack(Protocol):
 
 
 def needs_of(attack: VectorAttack | LabelAttack) -> Needs:
-    """Return what this very attack needs, which its settings may change."""
-    needs: Needs = getattr(attack, "needs", attack.ATTACK.needs)
+    """Return what this instance needs, which its settings may change."""
+    needs: Needs = getattr(attack, "needs", attack.INFO.needs)
     return needs
 
 
 def memory_of(attack: VectorAttack) -> int:
-    """Return how many of a node's own earlier honest vectors an attack wants to be shown."""
+    """Return how many of a node's own earlier honest vectors an attack uses."""
     return int(getattr(attack, "memory", 0))
 
 
 def needs_rule(attack: VectorAttack) -> bool:
-    """Return whether an attack is searched against the server's rule."""
+    """Return whether an attack optimises its strength against the server's rule."""
     return bool(getattr(attack, "needs_rule", False))

@@ -1,4 +1,4 @@
-"""What attacks on time have in common: when they strike, another attack says with what."""
+"""Base for attacks on time, which send the vector of another attack, their base."""
 
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from flwr_byzasync.errors import ConfigError
 
 
 class HasBase(Protocol):
-    """An attack with a base: what it sends; None for the honest vector."""
+    """An attack that sends the vector of its base; None stands for the honest vector."""
 
     @property
     def base(self) -> VectorAttack | None:
@@ -26,7 +26,7 @@ class HasBase(Protocol):
 
 
 class OverBase:
-    """Needs and memory are the base's: it is the one who reads the knowledge."""
+    """Takes needs and memory from the base, which uses the knowledge."""
 
     @property
     def needs(self: HasBase) -> Needs:
@@ -35,30 +35,30 @@ class OverBase:
 
     @property
     def needs_rule(self: HasBase) -> bool:
-        """Whether the base is searched against the server's rule."""
+        """Whether the base optimises its strength against the server's rule."""
         return self.base is not None and needs_rule(self.base)
 
     @property
     def memory(self: HasBase) -> int:
-        """Earlier vectors that the base wants."""
+        """Number of earlier vectors that the base uses."""
         return 0 if self.base is None else memory_of(self.base)
 
 
 def check_base(base: object, *, optional: bool) -> None:
-    """Raise unless `base` is an attack on what is sent alone, or None where that is legal.
+    """Raise unless `base` is an attack on the vector only, or None where that is legal.
 
     Raises
     ------
     ConfigError
-        If it is no attack, one on labels, or has a delay of its own.
+        If it is not an attack, or is one on labels or on time.
     """
     if base is None and optional:
         return
     if not isinstance(base, VectorAttack) or isinstance(base, TimedAttack):
-        legal = "an attack on what is sent, not on labels or on time"
+        legal = "an attack on the vector sent, not on labels or on time"
         raise ConfigError("base", base, legal, "pass for example base=SignFlip()")
 
 
 def craft_base(base: VectorAttack | None, honest: Tensor, knowledge: Knowledge) -> Tensor:
-    """Return what the base sends."""
+    """Return the vector that the base sends."""
     return honest.clone() if base is None else base.craft(honest, knowledge)

@@ -6,46 +6,47 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_choice, check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
-from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, moments, rows_of
 
 
 @dataclass(frozen=True)
 class Empire:
-    """Send ``−ε μ``, with the honest vectors' weighted mean.
+    """Send ``−ε μ``, μ the weighted mean of the honest vectors (inner-product manipulation, IPM).
 
     Parameters
     ----------
     epsilon : float or "optimised", default 0.1
-        In (0, inf). 0.1 in both papers: small, so that liars are among the nearest to others.
-        "optimised": the ε in [2⁻⁶, 2⁶] that moves the server's rule farthest from μ.
+        In (0, inf). 0.1 in both papers: small, so that lies stay close to the other vectors.
+        "optimised": the ε in [2⁻⁶, 2⁶] that moves the server's result farthest from μ.
     memory : int, default 10
-        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+        Number of its own earlier vectors that a node without better knowledge estimates from, >= 1.
 
     Raises
     ------
     ConfigError
-        If a parameter is not legal; from `craft`, if ε is "optimised" where the rule is not
-        known.
+        If a parameter is not legal; from `craft`, if ε is "optimised" and the rule is
+        unknown.
 
     Notes
     -----
-    Before any honest vector is seen, the honest vector is sent.
+    Before any honest vector is known, the node's own honest vector is sent.
 
     Examples
     --------
     >>> import torch
-    >>> seen = Knowledge(rows=torch.tensor([[1.0], [3.0]]), weights=torch.tensor([1, 1]))
-    >>> Empire().craft(torch.tensor([3.0]), seen)
+    >>> known = Knowledge(rows=torch.tensor([[1.0], [3.0]]), weights=torch.tensor([1, 1]))
+    >>> Empire().craft(torch.tensor([3.0]), known)
     tensor([-0.2000])
     """
 
     epsilon: float | str = 0.1
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="empire",
+        aliases=("ipm",),
         needs=Needs.COLLUDERS,
         sources=(
             "Xie et al. 2020, arXiv 1903.03936",
@@ -63,23 +64,23 @@ class Empire:
 
     @property
     def needs(self) -> Needs:
-        """Everything for the strongest ε, else what the class declares."""
-        return Needs.EVERYTHING if self.epsilon == "optimised" else self.ATTACK.needs
+        """Everything for an optimised ε, else what the class declares."""
+        return Needs.EVERYTHING if self.epsilon == "optimised" else self.INFO.needs
 
     @property
     def needs_rule(self) -> bool:
-        """Whether it is searched against the server's rule."""
+        """Whether the strength is optimised against the server's rule."""
         return self.epsilon == "optimised"
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         rows = rows_of(knowledge)
         if rows is None:
             return honest.clone()
         mean = moments(rows).mean
 
         def crafted(epsilon: float) -> Tensor:
-            return as_sent(-epsilon * mean, honest)
+            return clamped_like(-epsilon * mean, honest)
 
         if isinstance(self.epsilon, str):
             return crafted(strongest(crafted, rows, mean, knowledge))

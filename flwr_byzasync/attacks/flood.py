@@ -1,4 +1,4 @@
-"""Flood: answer at once, because each accepted reply buys weight."""
+"""Flood: reply immediately, because each accepted reply adds weight."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -6,32 +6,32 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
 
 
 @dataclass(frozen=True)
 class Flood(OverBase):
-    """Reply in no time, with what a base attack sends.
+    """Reply immediately, with the vector of a base attack.
 
-    The weight of a node is the number of its accepted replies. A liar who does not compute can
-    hold any share of it: the bound λ on the Byzantine share is an assumption, and this attack
-    breaks it unless the server caps shares.
+    The weight of a node is the number of its accepted replies. A liar that does not compute can
+    reach any share: the bound λ on the Byzantine share is an assumption, and this attack violates
+    it unless the server caps shares.
 
     Parameters
     ----------
     base : VectorAttack or None, default SignFlip()
-        What is sent; None for the honest vector.
+        The attack on the vector; None for the honest vector.
 
     Raises
     ------
     ConfigError
-        If `base` is no attack on what is sent, or is itself one on time.
+        If `base` is not an attack on the vector, or is one on time.
 
     Notes
     -----
-    As a client mod in real time it only stops waiting: the node still computes the honest
+    As a client mod in real time it only skips waiting: the node still computes the honest
     vector. On a virtual clock the reply arrives at the time of its query.
 
     Examples
@@ -43,7 +43,7 @@ class Flood(OverBase):
 
     base: VectorAttack | None = field(default_factory=SignFlip)
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="flood",
         needs=Needs.OWN_VECTOR,
         sources=("this package: docs/algorithm.md, λ bounds shares of the replies",),
@@ -53,7 +53,7 @@ class Flood(OverBase):
         check_base(self.base, optional=True)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         return craft_base(self.base, honest, knowledge)
 
     def delay(self, rng: np.random.Generator, honest_delay: float) -> float:

@@ -1,4 +1,4 @@
-"""Gaussian noise: a node that is broken more than it is clever (Blanchard et al. 2017)."""
+"""Gaussian noise: a faulty rather than a clever node (Blanchard et al. 2017)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
+from flwr_byzasync.attacks.vector_statistics import clamped_like
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Send independent normal numbers of mean zero, new ones for each reply.
+    """Send independent normal noise of mean zero, drawn anew for each reply.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Gaussian:
 
     deviation: float = 200.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="gaussian",
         needs=Needs.OWN_VECTOR,
         sources=("Blanchard et al. 2017, arXiv 1703.02757, section 5",),
@@ -45,8 +45,8 @@ class Gaussian:
         check_number("deviation", self.deviation, low=0, closed="neither", fix=fix)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent; of the honest vector, only shape, dtype and device matter."""
-        return as_sent(self.deviation * normal(honest, knowledge), honest)
+        """Return the vector sent; of the honest vector, only shape, dtype and device matter."""
+        return clamped_like(self.deviation * normal(honest, knowledge), honest)
 
 
 def normal(honest: Tensor, knowledge: Knowledge) -> Tensor:

@@ -1,18 +1,18 @@
-"""Label flip: compute honestly on wrong labels (Biggio et al. 2012; here as in Dahan, Levy)."""
+"""Label flip: train honestly on wrong labels (Biggio et al. 2012; here as in Dahan, Levy)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import Attack, Needs
+from flwr_byzasync.attacks.attack import AttackInfo, Needs
 
 
 @dataclass(frozen=True)
 class LabelFlip:
     """Train on labels ``C − 1 − y`` for C classes.
 
-    A transform of the data, which the task applies: a client mod never sees data.
+    The task applies it to the data; a client mod has no access to data.
 
     Examples
     --------
@@ -21,7 +21,7 @@ class LabelFlip:
     tensor([9, 8, 0])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="label_flip",
         needs=Needs.OWN_LABELS,
         sources=("Dahan and Levy 2024, arXiv 2501.09621, section 5",),

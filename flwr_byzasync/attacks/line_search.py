@@ -1,24 +1,23 @@
-"""How strong is strongest: a search over one number against the rule of the server."""
+"""Line search for the strength of an attack against the server's rule."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from flwr_byzasync.aggregators.rule import precise
+from flwr_byzasync.aggregators.rule import aggregate_float64
 from flwr_byzasync.attacks.attack import Knowledge
-from flwr_byzasync.attacks.statistics import Rows
+from flwr_byzasync.attacks.vector_statistics import Rows, first_largest
 from flwr_byzasync.errors import ConfigError
 
 LOWEST, HIGHEST = 2.0**-6, 2.0**6
-"""Range of strengths that is searched."""
+"""Range of strengths."""
 COARSE = 25
-"""Strengths of the first grid: a factor √2 apart."""
+"""Strengths of the first grid, a factor √2 apart."""
 FINE = 9
-"""Strengths of each refinement, between the neighbours of the best so far."""
+"""Strengths per refinement, between the neighbours of the best so far."""
 REFINEMENTS = 3
-"""Each divides the distance by 4 in the exponent: the last strengths are 0.6 % apart."""
-TIE = 1e-9
+"""Each divides the spacing by 4 in the exponent: the last strengths are 0.6 % apart."""
 
 
 def strongest(
@@ -38,22 +37,22 @@ def strongest(
     mean : Tensor
         (d,) float64, their weighted mean.
     knowledge : Knowledge
-        For the rule, the weights and S_B. All Byzantine weight is taken to lie in one row: what
-        nodes that send the same vector amount to, unless the rule ignores weights.
+        Provides the rule, the weights and S_B. All Byzantine weight is placed in one row, which
+        is equivalent to nodes that send the same vector, unless the rule ignores weights.
 
     Returns
     -------
     float
-        Of strengths that are equally strong within 1e-9, the smallest: it shows least.
+        The smallest of the strengths that are equally strong within 1e-9: the least conspicuous.
 
     Raises
     ------
     ConfigError
-        If the rule or S_B is not known.
+        If the rule or S_B is unknown.
 
     Cost
     ----
-    52 calls of the rule. A peak narrower than the grid can be missed.
+    52 calls of the rule. Peaks narrower than the grid can be missed.
     """
     if knowledge.rule is None or knowledge.byzantine_weight is None:
         raise ConfigError(
@@ -77,9 +76,7 @@ def _best(
     knowledge: Knowledge,
 ) -> int:
     moved = [_moved(crafted(strength), rows, mean, knowledge) for strength in grid]
-    distance = torch.stack(moved)
-    near: list[bool] = (distance >= distance.amax() * (1.0 - TIE)).tolist()
-    return near.index(True) if any(near) else 0
+    return int(first_largest(torch.stack(moved)))
 
 
 def _moved(vector: Tensor, rows: Rows, mean: Tensor, knowledge: Knowledge) -> Tensor:
@@ -87,7 +84,7 @@ def _moved(vector: Tensor, rows: Rows, mean: Tensor, knowledge: Knowledge) -> Te
     lie = vector.to(vectors.device, torch.promote_types(vectors.dtype, vector.dtype))
     table = torch.cat([vectors.to(lie.dtype), lie.unsqueeze(0)])
     weights = _weights(rows, knowledge)
-    result = precise(knowledge.rule, table, weights)  # type: ignore[arg-type]
+    result = aggregate_float64(knowledge.rule, table, weights)  # type: ignore[arg-type]
     distance: Tensor = torch.linalg.vector_norm(result - mean)
     return distance
 
@@ -102,6 +99,6 @@ def _weights(rows: Rows, knowledge: Knowledge) -> Tensor:
 
 
 def _geometric(low: float, high: float, count: int) -> list[float]:
-    """Return `count` numbers from low to high, both to the bit."""
+    """Return `count` numbers from low to high, both ends exact."""
     inner = [low * (high / low) ** (k / (count - 1)) for k in range(1, count - 1)]
     return [low, *inner, high]

@@ -1,4 +1,4 @@
-"""A little is enough: lies that hide among honest differences (Baruch et al. 2019, NeurIPS)."""
+"""A little is enough: lies within the spread of honest vectors (Baruch et al. 2019, NeurIPS)."""
 
 import math
 from dataclasses import dataclass
@@ -8,58 +8,59 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_choice, check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.line_search import strongest
-from flwr_byzasync.attacks.statistics import as_sent, moments, rows_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, moments, rows_of
 from flwr_byzasync.errors import ConfigError
 
 CHOICES = ("optimised", "paper", "published")
 LOWEST, HIGHEST = 0.5, 0.999
-"""Clip of the quantile: it leaves [1/2, 1) when few have replied or S_B > S/2."""
+"""The quantile is clipped to this range; it leaves [1/2, 1) after few replies or if S_B > S/2."""
 
 
 @dataclass(frozen=True)
 class Little:
-    """Send ``μ − z σ`` per coordinate, with the honest vectors' weighted mean and deviation.
+    """Send ``μ − z σ``, the honest vectors' weighted mean and deviation per coordinate (ALIE).
 
     Parameters
     ----------
     z : {"paper", "published", "optimised"} or float, default "paper"
-        How many deviations from the mean. With S all weight, S_B the Byzantine weight after the
-        coming reply and ``s = ⌊S/2 + 1⌋ − S_B``, the weight that liars lack for a majority:
+        How many deviations from the mean. With S the total weight, S_B the Byzantine weight
+        including this reply and ``s = ⌊S/2 + 1⌋ − S_B``, the weight that liars lack for a majority:
         "paper", ``Φ⁻¹((S − S_B − s)/(S − S_B))``, as Dahan and Levy; "published",
         ``Φ⁻¹((S − s)/S)``, Baruch et al.'s ``(n − s)/n`` in weights. The quantile is clipped to
         [1/2, 0.999], so that z is in [0, 3.09]. "optimised": the z in [2⁻⁶, 2⁶] that moves the
-        server's rule farthest from μ. A number in [0, inf) is taken as it is.
+        server's result farthest from μ. A number in [0, inf) is used as is.
     memory : int, default 10
-        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
-        A deviation of 11 vectors is right to 22 % if they are independent; momenta are not, so
-        that estimates of μ² and momentum nodes are too small.
+        Number of its own earlier vectors that a node without better knowledge estimates from, >= 1.
+        A deviation of 11 vectors is accurate to 22 % if they are independent; momenta are not, so
+        μ² and momentum nodes underestimate it.
 
     Raises
     ------
     ConfigError
-        If a parameter is not legal; from `craft`, if z is "paper" or "published" where nobody
-        counts replies, or "optimised" where the rule is not known.
+        If a parameter is not legal; from `craft`, if z is "paper" or "published" and the counts
+        of replies are unknown, or "optimised" and the rule is unknown.
 
     Notes
     -----
-    Before any honest vector is seen, the honest vector is sent.
+    Before any honest vector is known, the node's own honest vector is sent.
 
     Examples
     --------
     >>> import torch
     >>> rows = torch.tensor([[0.0], [2.0]])
-    >>> seen = Knowledge(rows=rows, weights=torch.tensor([1, 1]))
-    >>> Little(z=1.5).craft(torch.tensor([3.0]), seen)
+    >>> known = Knowledge(rows=rows, weights=torch.tensor([1, 1]))
+    >>> Little(z=1.5).craft(torch.tensor([3.0]), known)
     tensor([-0.5000])
     """
 
     z: float | str = "paper"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="little",
+        aliases=("alie",),
         needs=Needs.COLLUDERS,
         sources=(
             "Baruch et al. 2019, arXiv 1902.06156, algorithm 3",
@@ -77,23 +78,23 @@ class Little:
 
     @property
     def needs(self) -> Needs:
-        """Everything for the strongest z, else what the class declares."""
-        return Needs.EVERYTHING if self.z == "optimised" else self.ATTACK.needs
+        """Everything for an optimised z, else what the class declares."""
+        return Needs.EVERYTHING if self.z == "optimised" else self.INFO.needs
 
     @property
     def needs_rule(self) -> bool:
-        """Whether it is searched against the server's rule."""
+        """Whether the strength is optimised against the server's rule."""
         return self.z == "optimised"
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         rows = rows_of(knowledge)
         if rows is None:
             return honest.clone()
         mean, deviation = moments(rows)
 
         def crafted(z: float) -> Tensor:
-            return as_sent(mean - z * deviation, honest)
+            return clamped_like(mean - z * deviation, honest)
 
         if self.z == "optimised":
             return crafted(strongest(crafted, rows, mean, knowledge))
@@ -106,7 +107,7 @@ def quantile(formula: str, knowledge: Knowledge) -> float:
     Raises
     ------
     ConfigError
-        If nobody counts replies.
+        If the counts of replies are unknown.
 
     Examples
     --------
@@ -116,7 +117,7 @@ def quantile(formula: str, knowledge: Knowledge) -> float:
     """
     honest, byzantine = knowledge.honest_weight, knowledge.byzantine_weight
     if honest is None or byzantine is None:
-        legal = "a number where nobody counts replies"
+        legal = "a number if the counts of replies are unknown"
         raise ConfigError("z", formula, legal, "pass for example z=1.5")
     total = honest + byzantine
     lacking = math.floor(total / 2 + 1) - byzantine

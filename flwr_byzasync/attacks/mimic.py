@@ -1,4 +1,4 @@
-"""Mimic: every liar repeats one honest node (Karimireddy, He, Jaggi 2022, ICLR)."""
+"""Mimic: every liar copies one honest node (Karimireddy, He, Jaggi 2022, ICLR)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,34 +6,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import (
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
+from flwr_byzasync.attacks.vector_statistics import (
     Rows,
-    as_sent,
     centred_gram,
+    clamped_like,
+    first_largest,
     moments,
     rows_of,
     unit_of,
 )
 
-TIE = 1e-9
-
 
 @dataclass(frozen=True)
 class Mimic:
-    """Send the honest vector that is farthest from the mean where vectors differ most.
+    """Send the honest vector farthest from the mean along the direction of largest variance.
 
     With v the direction of largest weighted variance of the honest vectors and μ their mean,
-    the row that maximises ``|⟨v, x_i − μ⟩|``. Nothing about it is unusual, but where data are
-    not alike it counts one node's data many times.
+    the row that maximises ``|⟨v, x_i − μ⟩|``. It looks like an honest vector, but with
+    heterogeneous data it counts one node's data many times.
 
     Notes
     -----
     The paper estimates v over a first phase of training, by an online power iteration, then
-    picks one node and repeats it for ever. Here v is exact for the latest vectors and found
-    anew for each reply, so that who is repeated can change: nothing needs to be remembered, and
-    the same knowledge gives the same reply. Of nodes that are equally far within 1e-9, the
-    first. Before any honest vector is seen, the honest vector is sent.
+    picks one node and copies it for the rest. Here v is exact for the latest vectors and
+    recomputed for each reply, so the copied node can change: the attack is stateless, and the
+    same knowledge gives the same reply. Among nodes equally far within 1e-9 it takes the first.
+    Before any honest vector is known, the node's own honest vector is sent.
 
     Cost
     ----
@@ -43,24 +42,24 @@ class Mimic:
     --------
     >>> import torch
     >>> rows = torch.tensor([[1.0, 0.0], [-5.0, 1.0], [2.0, 0.0]])
-    >>> seen = Knowledge(rows=rows, weights=torch.tensor([1, 1, 1]))
-    >>> Mimic().craft(torch.zeros(2), seen)
+    >>> known = Knowledge(rows=rows, weights=torch.tensor([1, 1, 1]))
+    >>> Mimic().craft(torch.zeros(2), known)
     tensor([-5.,  1.])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="mimic",
         needs=Needs.EVERYTHING,
         sources=("Karimireddy et al. 2022, arXiv 2006.09365, section 4",),
     )
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         rows = rows_of(knowledge)
         if rows is None:
             return honest.clone()
         chosen = rows.vectors.index_select(0, _farthest(rows).reshape(1))[0]
-        return as_sent(chosen.to(torch.float64), honest)
+        return clamped_like(chosen.to(torch.float64), honest)
 
 
 def _farthest(rows: Rows) -> Tensor:
@@ -71,5 +70,4 @@ def _farthest(rows: Rows) -> Tensor:
     # ⟨v, x_i − μ⟩ = √a u_i / √w_i.
     vectors: Tensor = torch.linalg.eigh(root.unsqueeze(1) * gram * root).eigenvectors
     distance = vectors[:, -1].abs() / root
-    near = distance >= distance.amax() * (1.0 - TIE)
-    return near.to(torch.uint8).argmax()
+    return first_largest(distance)

@@ -10,11 +10,11 @@ from torch.linalg import vector_norm
 
 from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync.aggregators.numerics import paired_blocks
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import (
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
+from flwr_byzasync.attacks.vector_statistics import (
     Rows,
-    as_sent,
     centred_gram,
+    clamped_like,
     moments,
     rows_of,
     unit_of,
@@ -25,7 +25,7 @@ PERTURBATIONS = ("sign", "std", "unit")
 
 @dataclass(frozen=True)
 class MinMax:
-    """Send ``μ + γ p``, no farther from any honest vector than two of them are apart.
+    """Send ``μ + γ p``, no farther from any honest vector than the largest honest distance.
 
     γ is the largest with ``max_j ‖μ + γ p − x_j‖ <= max_ij ‖x_i − x_j‖``, the smallest of the
     roots of n quadratics. Weights enter μ and σ only.
@@ -33,9 +33,9 @@ class MinMax:
     Parameters
     ----------
     perturbation : {"std", "unit", "sign"}
-        p is −σ, −μ/‖μ‖ or −sign(μ); "std" did most harm in most of the paper's experiments.
+        p is −σ, −μ/‖μ‖ or −sign(μ); "std" was the strongest in most of the paper's experiments.
     memory : int, default 10
-        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+        Number of its own earlier vectors that a node without better knowledge estimates from, >= 1.
 
     Raises
     ------
@@ -44,24 +44,25 @@ class MinMax:
 
     Notes
     -----
-    Before any honest vector is seen, the honest vector is sent; where p is zero, the mean.
+    Before any honest vector is known, the node's own honest vector is sent. If p is zero, the
+    mean is sent.
 
     Cost
     ----
-    All pairwise distances, O(n² d). No bisection: the paper halves an interval for γ.
+    All pairwise distances, O(n² d). γ is closed-form; the paper uses bisection.
 
     Examples
     --------
     >>> import torch
-    >>> seen = Knowledge(rows=torch.tensor([[0.0], [2.0]]), weights=torch.tensor([1, 1]))
-    >>> MinMax().craft(torch.tensor([3.0]), seen)
+    >>> known = Knowledge(rows=torch.tensor([[0.0], [2.0]]), weights=torch.tensor([1, 1]))
+    >>> MinMax().craft(torch.tensor([3.0]), known)
     tensor([0.])
     """
 
     perturbation: str = "std"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="min_max",
         needs=Needs.COLLUDERS,
         sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),
@@ -71,13 +72,13 @@ class MinMax:
         _check(self.perturbation, self.memory)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         return _craft(honest, knowledge, self.perturbation, _min_max)
 
 
 @dataclass(frozen=True)
 class MinSum:
-    """Send ``μ + γ p``, with squared distances no larger together than an honest vector's.
+    """Send ``μ + γ p``, with a sum of squared distances no larger than an honest vector's.
 
     γ is the largest with ``Σ_j s_j ‖μ + γ p − x_j‖² <= max_i Σ_j s_j ‖x_i − x_j‖²``. Both sums
     are S·(variance + squared distance from μ), so γ is ``max_i ‖x_i − μ‖ / ‖p‖``: the liar is
@@ -86,9 +87,9 @@ class MinSum:
     Parameters
     ----------
     perturbation : {"std", "unit", "sign"}
-        p is −σ, −μ/‖μ‖ or −sign(μ); "std" did most harm in most of the paper's experiments.
+        p is −σ, −μ/‖μ‖ or −sign(μ); "std" was the strongest in most of the paper's experiments.
     memory : int, default 10
-        Earlier vectors of its own that a node without better knowledge estimates from, >= 1.
+        Number of its own earlier vectors that a node without better knowledge estimates from, >= 1.
 
     Raises
     ------
@@ -97,20 +98,21 @@ class MinSum:
 
     Notes
     -----
-    Before any honest vector is seen, the honest vector is sent; where p is zero, the mean.
+    Before any honest vector is known, the node's own honest vector is sent. If p is zero, the
+    mean is sent.
 
     Examples
     --------
     >>> import torch
-    >>> seen = Knowledge(rows=torch.tensor([[0.0], [4.0]]), weights=torch.tensor([1, 3]))
-    >>> MinSum().craft(torch.tensor([3.0]), seen)
+    >>> known = Knowledge(rows=torch.tensor([[0.0], [4.0]]), weights=torch.tensor([1, 3]))
+    >>> MinSum().craft(torch.tensor([3.0]), known)
     tensor([0.])
     """
 
     perturbation: str = "std"
     memory: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="min_sum",
         needs=Needs.COLLUDERS,
         sources=("Shejwalkar and Houmansadr 2021, NDSS, section on AGR-agnostic attacks",),
@@ -120,12 +122,12 @@ class MinSum:
         _check(self.perturbation, self.memory)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         return _craft(honest, knowledge, self.perturbation, _min_sum)
 
 
 class _Geometry(NamedTuple):
-    """All that γ depends on, in squared units: n numbers, however large d is."""
+    """Everything γ depends on, in squared units: its size does not depend on d."""
 
     gram: Tensor  # ⟨x_i − μ, x_j − μ⟩
     along: Tensor  # ⟨p, x_j − μ⟩
@@ -152,12 +154,12 @@ def _craft(
     p = _perturbation(perturbation, mean, deviation)
     geometry = _geometry(rows, mean, p, unit)
     gamma = torch.where(geometry.length > 0, largest(geometry), 0.0)
-    return as_sent((mean + gamma * p) * unit, honest)
+    return clamped_like((mean + gamma * p) * unit, honest)
 
 
 def _perturbation(name: str, mean: Tensor, deviation: Tensor) -> Tensor:
     if name == "std":
-        # Of length 1, as γ takes up any length.
+        # Normalised, because γ absorbs any length.
         return -deviation / _positive(vector_norm(deviation))
     if name == "unit":
         return -mean / _positive(vector_norm(mean))
@@ -180,7 +182,7 @@ def _min_max(geometry: _Geometry) -> Tensor:
     # length·γ² − 2·along·γ + own − widest = 0; μ is in the hull, so widest is no less than own.
     room = (widest - own).clamp(min=0.0)
     root = (along.square() + length * room).sqrt()
-    # Of two forms of the larger root, the one that does not cancel.
+    # Of the two forms of the larger root, use the one without cancellation.
     safe = torch.where(along < 0, room / _positive(root - along), (along + root) / length)
     return safe.amin()
 

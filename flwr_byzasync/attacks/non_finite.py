@@ -1,4 +1,4 @@
-"""Infinity and NaN: what one careless sum spreads to the whole model."""
+"""Infinity and NaN: one careless sum spreads them to the whole model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
-SOURCE = "this package: what `Reason.NON_FINITE` is for"
+SOURCE = "this package: tests `Reason.NON_FINITE`"
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Infinite:
     tensor([inf, inf])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+    INFO: ClassVar[AttackInfo] = AttackInfo(name="inf", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.full_like(honest, torch.inf)
 
@@ -41,9 +41,9 @@ class NotANumber:
     tensor([nan, nan])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
+    INFO: ClassVar[AttackInfo] = AttackInfo(name="nan", needs=Needs.OWN_VECTOR, sources=(SOURCE,))
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.full_like(honest, torch.nan)

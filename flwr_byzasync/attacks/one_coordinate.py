@@ -1,4 +1,4 @@
-"""One coordinate: all of the norm's leeway in one place (El Mhamdi et al. 2018, ICML)."""
+"""One coordinate: the whole deviation in a single coordinate (El Mhamdi et al. 2018, ICML)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer, check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent, norm_of
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
+from flwr_byzasync.attacks.vector_statistics import clamped_like, norm_of
 
 
 @dataclass(frozen=True)
@@ -16,16 +16,16 @@ class OneCoordinate:
     """Send the honest vector with ``scale · ‖honest‖`` added to one coordinate.
 
     Distances between honest vectors of d coordinates are √d times their differences in one. A
-    rule that looks at distances lets all of it pass in one coordinate, which is then wrong by
-    about √d of its honest differences; a rule that looks at coordinates does not.
+    rule based on distances accepts all of it in one coordinate, which is then off by about √d
+    times its honest differences; a coordinate-wise rule does not.
 
     Parameters
     ----------
     scale : float, default 1.0
         In (0, inf); at 1 the norm grows by at most a factor of 2, √2 in high dimension. The
-        paper searches for the largest number that a known rule lets pass.
+        paper searches for the largest value that a known rule accepts.
     coordinate : int, default 0
-        Which one, >= 0, taken modulo d. The same for all who collude, as in the paper.
+        Index of the coordinate, >= 0, modulo d. The same for all colluders, as in the paper.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class OneCoordinate:
     scale: float = 1.0
     coordinate: int = 0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="one_coordinate",
         needs=Needs.OWN_VECTOR,
         sources=("El Mhamdi et al. 2018, arXiv 1802.07927, section 3",),
@@ -54,8 +54,8 @@ class OneCoordinate:
         check_integer("coordinate", self.coordinate, low=0, fix=fix)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         sent = honest.to(torch.float64, copy=True)
         sent[self.coordinate % len(honest)] += self.scale * norm_of(honest)
-        return as_sent(sent, honest)
+        return clamped_like(sent, honest)

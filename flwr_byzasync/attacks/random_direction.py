@@ -1,4 +1,4 @@
-"""Random direction: noise of an honest length, which no bound on the norm keeps out."""
+"""Random direction: noise of honest norm, which no bound on the norm rejects."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,9 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 from flwr_byzasync.attacks.gaussian import normal
-from flwr_byzasync.attacks.statistics import as_sent, direction_of, norm_of
+from flwr_byzasync.attacks.vector_statistics import clamped_like, direction_of, norm_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RandomDirection:
     Parameters
     ----------
     scale : float, default 1.0
-        In (0, inf); 1 is the length that the node would honestly send.
+        In (0, inf); 1 is the norm of the node's honest vector.
 
     Raises
     ------
@@ -34,16 +34,16 @@ class RandomDirection:
 
     scale: float = 1.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="random",
         needs=Needs.OWN_VECTOR,
-        sources=("this package: the Gaussian attack where norms are bounded",),
+        sources=("this package: the Gaussian attack under bounded norms",),
     )
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale, low=0, closed="neither", fix="pass for example scale=1.0")
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         direction = direction_of(normal(honest, knowledge)).to(honest.device)
-        return as_sent(self.scale * norm_of(honest) * direction, honest)
+        return clamped_like(self.scale * norm_of(honest) * direction, honest)

@@ -1,11 +1,11 @@
-"""Names of attacks: what run-configs write, and how it becomes an attack."""
+"""Attacks by name: parsing what run-configs write."""
 
 import ast
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 
-from flwr_byzasync._registry import WORDS, as_call, constant, declared, parse
+from flwr_byzasync._registry import WORDS, as_call, declared, literal, parse_spec, with_aliases
 from flwr_byzasync.attacks.attack import LabelAttack, VectorAttack
 from flwr_byzasync.errors import ConfigError
 
@@ -15,24 +15,30 @@ FIX = "write for example 'little' or 'little(z=1.5)'"
 
 @cache
 def discover() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
-    """Return every attack of this package by name, read off the files' declarations.
+    """Return every attack of this package by name, from the ``INFO`` declarations in its modules.
 
     Examples
     --------
     >>> discover()["sign_flip"].__name__
     'SignFlip'
     """
-    return declared(PACKAGE, "ATTACK")
+    return declared(PACKAGE, "INFO")
+
+
+@cache
+def by_any_name() -> Mapping[str, type[VectorAttack] | type[LabelAttack]]:
+    """Return every attack of this package by its name and by each alias."""
+    return with_aliases(discover(), "INFO")
 
 
 def build(text: str) -> VectorAttack | LabelAttack:
-    """Make an attack from its name, parameters written as keywords of a call.
+    """Build an attack from its name or alias, with parameters written as keywords of a call.
 
     Parameters
     ----------
     text : str
         For example ``"little"``, ``"little(z=1.5)"`` or ``"flood(base=empire(epsilon=0.5))"``.
-        Words need no quotes: ``"little(z=optimised)"``. What is left out has its default.
+        Words need no quotes: ``"little(z=optimised)"``. Omitted parameters have their defaults.
 
     Returns
     -------
@@ -50,7 +56,7 @@ def build(text: str) -> VectorAttack | LabelAttack:
     >>> build("sleeper(honest_for=5, base=empire)")
     Sleeper(honest_for=5, hostile_for=20, base=Empire(epsilon=0.1, memory=10))
     """
-    return _attack(parse(text), text)
+    return _attack(parse_spec(text), text)
 
 
 def _legal() -> str:
@@ -59,15 +65,15 @@ def _legal() -> str:
 
 def _attack(node: ast.expr | None, text: str) -> VectorAttack | LabelAttack:
     call = as_call(node)
-    if call is None or call.name not in discover():
+    if call is None or call.name not in by_any_name():
         raise ConfigError("attack", text, _legal(), FIX)
-    attack = discover()[call.name]
+    attack = by_any_name()[call.name]
     names = [field.name for field in fields(attack)]  # type: ignore[arg-type]
-    given = call.named(names)
-    if call.positional or given is None:
+    arguments = call.named(names)
+    if call.positional or arguments is None:
         takes = f"with parameters among {', '.join(names)}" if names else "without parameters"
         raise ConfigError("attack", text, f"{call.name} {takes}, each once, as name=value", FIX)
-    return attack(**{name: _value(name, value, text) for name, value in given.items()})
+    return attack(**{name: _value(name, value, text) for name, value in arguments.items()})
 
 
 def _value(name: str, node: ast.expr, text: str) -> object:
@@ -76,7 +82,7 @@ def _value(name: str, node: ast.expr, text: str) -> object:
     if isinstance(node, ast.Name) and node.id not in WORDS:
         return node.id
     try:
-        return constant(node)
+        return literal(node)
     except ValueError:
         legal = f"written with a number or a word for {name}"
         raise ConfigError("attack", text, legal, FIX) from None

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
-from flwr_byzasync.attacks.statistics import as_sent
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
+from flwr_byzasync.attacks.vector_statistics import clamped_like
 
 
 @dataclass(frozen=True)
 class SignFlip:
-    """Send ``−scale · honest``; the node's own recursion stays honest.
+    """Send ``−scale · honest``; the node's own estimator state stays honest.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class SignFlip:
 
     scale: float = 1.0
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="sign_flip",
         needs=Needs.OWN_VECTOR,
         sources=("Allen-Zhu et al. 2021, arXiv 2012.14368", "Dahan and Levy 2024, section 5"),
@@ -44,6 +44,6 @@ class SignFlip:
         check_number("scale", self.scale, low=0, closed="neither", fix="pass for example scale=1.0")
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
-        return as_sent(-self.scale * honest.to(torch.float64), honest)
+        return clamped_like(-self.scale * honest.to(torch.float64), honest)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 from flwr_byzasync.attacks.sign_flip import SignFlip
 
@@ -15,22 +15,22 @@ from flwr_byzasync.attacks.sign_flip import SignFlip
 class Sleeper(OverBase):
     """Alternate `honest_for` honest replies and `hostile_for` replies of a base attack.
 
-    A node's latest vector counts with the weight of all its replies, the honest ones included;
-    and whoever judges nodes by their past sees a good one.
+    A node's latest vector counts with the weight of all its replies, including the honest ones,
+    and defences based on past behaviour find a good record.
 
     Parameters
     ----------
     honest_for, hostile_for : int, default 20
         Replies in a row, >= 1. 20 is twice the time constant of momentum 0.9, so that each
-        phase runs its course.
+        phase takes full effect.
     base : VectorAttack, default SignFlip()
-        What is sent in hostile phases. It sees the number of all replies.
+        The attack in hostile phases. It gets the number of all replies.
 
     Raises
     ------
     ConfigError
-        If a number is out of range, or `base` is no attack on what is sent or one on time: write
-        ``Flood(base=Sleeper())``, not the other way round.
+        If a number is out of range, or `base` is not an attack on the vector, or is one on time:
+        write ``Flood(base=Sleeper())``, not the other way round.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class Sleeper(OverBase):
     hostile_for: int = 20
     base: VectorAttack = field(default_factory=SignFlip)
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="sleeper",
         needs=Needs.OWN_VECTOR,
         sources=("this package: weights are counts of all accepted replies",),
@@ -56,6 +56,6 @@ class Sleeper(OverBase):
         check_base(self.base, optional=False)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         asleep = knowledge.reply % (self.honest_for + self.hostile_for) < self.honest_for
         return craft_base(None if asleep else self.base, honest, knowledge)

@@ -1,4 +1,4 @@
-"""Slow down: reply as late as the server waits, so that what arrives is as stale as can be."""
+"""Slow down: reply as late as the server accepts, for the largest staleness."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,28 +7,28 @@ import numpy as np
 from torch import Tensor
 
 from flwr_byzasync._checks import check_number
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs, VectorAttack
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs, VectorAttack
 from flwr_byzasync.attacks.base_attack import OverBase, check_base, craft_base
 
 
 @dataclass(frozen=True)
 class SlowDown(OverBase):
-    """Hold each reply back until `total_delay` seconds after its query.
+    """Delay each reply until `total_delay` seconds after its query.
 
     Parameters
     ----------
     total_delay : float, default 540.0
-        Seconds from query to reply, in [0, inf). 90 % of the 600 s that the strategy waits by
-        default, so that travel and polling do not make the reply too late. A reply that takes
-        longer by itself is not held back.
+        Seconds from query to reply, in [0, inf). 90 % of the strategy's default timeout of 600 s,
+        so that transport and polling do not make the reply too late. A reply that takes longer by
+        itself is not delayed.
     base : VectorAttack or None, default None
-        What is sent; None for the honest vector.
+        The attack on the vector; None for the honest vector.
 
     Raises
     ------
     ConfigError
-        If `total_delay` is out of range, or `base` is no attack on what is sent or is itself
-        one on time.
+        If `total_delay` is out of range, or `base` is not an attack on the vector, or is one on
+        time.
 
     Examples
     --------
@@ -40,7 +40,7 @@ class SlowDown(OverBase):
     total_delay: float = 540.0
     base: VectorAttack | None = None
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="slow_down",
         needs=Needs.OWN_VECTOR,
         sources=("this package: the largest staleness that `reply_timeout` allows",),
@@ -52,10 +52,10 @@ class SlowDown(OverBase):
         check_base(self.base, optional=True)
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         return craft_base(self.base, honest, knowledge)
 
     def delay(self, rng: np.random.Generator, honest_delay: float) -> float:
-        """Return the seconds that are missing to `total_delay`."""
+        """Return the seconds missing up to `total_delay`."""
         del rng
         return max(0.0, self.total_delay - honest_delay)

@@ -1,4 +1,4 @@
-"""Stale replay: an honest vector of long ago, which no look at one reply tells from a slow node."""
+"""Stale replay: an old honest vector, indistinguishable from the reply of a slow node."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,21 +6,21 @@ from typing import ClassVar
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 
 @dataclass(frozen=True)
 class StaleReplay:
-    """Send the honest vector of `age` replies ago; until there is one, the oldest.
+    """Send the honest vector of `age` replies ago, or the oldest until there is one.
 
-    Its staleness is of the node's own replies and comes on top of the server's, which the
-    server cannot see: the reply answers the latest query.
+    This staleness is on top of the one that the server measures, and the server cannot observe
+    it: the reply answers the latest query.
 
     Parameters
     ----------
     age : int, default 10
-        >= 1. Ten replies ago is ten times the staleness of a node at its honest pace. The node
-        keeps as many vectors.
+        >= 1. Ten replies are ten times the staleness of an honest node of that pace. The node
+        keeps this many vectors.
 
     Raises
     ------
@@ -37,10 +37,10 @@ class StaleReplay:
 
     age: int = 10
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="stale_replay",
         needs=Needs.OWN_VECTOR,
-        sources=("this package: replays are refused as messages, not as vectors",),
+        sources=("this package: replayed messages are refused, replayed vectors are not",),
     )
 
     def __post_init__(self) -> None:
@@ -48,10 +48,10 @@ class StaleReplay:
 
     @property
     def memory(self) -> int:
-        """As many vectors as `age`."""
+        """`age` vectors."""
         return self.age
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         past = (*knowledge.history[-self.age :], honest)
         return past[0].to(device=honest.device, dtype=honest.dtype, copy=True)

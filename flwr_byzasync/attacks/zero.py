@@ -1,4 +1,4 @@
-"""Zero: a node that does no work but keeps its weight (a plain free-rider)."""
+"""Zero: a plain free-rider, a node that does no work but keeps its weight."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_byzasync.attacks.attack import ALONE, Attack, Knowledge, Needs
+from flwr_byzasync.attacks.attack import ALONE, AttackInfo, Knowledge, Needs
 
 
 @dataclass(frozen=True)
 class Zero:
-    """Send zeros: with models as replies, the model as it came.
+    """Send zeros; with models as replies, the model as received.
 
     Examples
     --------
@@ -20,13 +20,13 @@ class Zero:
     tensor([0., 0.])
     """
 
-    ATTACK: ClassVar[Attack] = Attack(
+    INFO: ClassVar[AttackInfo] = AttackInfo(
         name="zero",
         needs=Needs.OWN_VECTOR,
         sources=("Fraboni et al. 2021, arXiv 2006.11901: plain free-riders",),
     )
 
     def craft(self, honest: Tensor, knowledge: Knowledge = ALONE) -> Tensor:
-        """Return what is sent."""
+        """Return the vector sent."""
         del knowledge
         return torch.zeros_like(honest)

@@ -1,4 +1,4 @@
-"""How bad a rule can get: worst cases, searched for and told. See docs/audit.md."""
+"""Worst-case search for aggregation rules, and the robustness inequality; see docs/audit.md."""
 
 from flwr_byzasync.audit.case import Case, exact_ratio, plain
 from flwr_byzasync.audit.search import worst_case

@@ -1,4 +1,4 @@
-"""One case: rows, weights, the honest ones among them, and how far a rule is off."""
+"""One audit case: rows, weights, the honest set G, and the rule's error ratio."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flwr_byzasync.aggregators.rule import Aggregator, precise
+from flwr_byzasync.aggregators.rule import Aggregator, aggregate_float64
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 ROUNDING = 1e-12
-"""Distances up to this factor of the largest coordinate count as rounding of the rule."""
+"""Errors up to this fraction of the largest coordinate count as the rule's rounding."""
 RUIN = 1e6
-"""From this ratio on a rule has no constant worth the name."""
+"""Ratios above this count as unbounded."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows and weights, the rows that count as honest, and how far a rule is off.
+    """Rows, weights, the honest set, and the result of a rule with its error ratio.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Case:
     result : ndarray
         (d,) float64, what the rule returned.
     ratio : float
-        ``‖result − x̄_G‖²/ρ²``; inf where ρ = 0 and the result is elsewhere, or not finite.
+        ``‖result − x̄_G‖²/ρ²``; inf if ρ = 0 and the result differs from x̄_G, or is not finite.
     """
 
     rows: Floats
@@ -46,44 +46,43 @@ class Case:
 
 
 class RuleError(ValueError):
-    """A rule cannot be audited: it raises, or returns something else than a direction."""
+    """A rule that cannot be audited: it raises, or does not return a valid direction."""
 
 
 def evaluate(rule: Aggregator, rows: Floats, weights: Counts, honest: Mask) -> Case:
-    """Call the rule on copies, and return the case with what came of it.
+    """Call the rule on copies of the inputs, and return the case with its result.
 
     Raises
     ------
     RuleError
         If the rule raises, or does not return (d,) float64, or writes to its inputs.
     """
-    values = _called(rule, rows, weights)
+    values = _call(rule, rows, weights)
     bad = not np.isfinite(values).all()
     ratio = math.inf if bad else fast_ratio(rows, weights, honest, values)
     return Case(rows, weights, honest, values, ratio)
 
 
-def _called(rule: Aggregator, given: Floats, counts: Counts) -> Floats:
-    places, masses = given.copy(), counts.copy()
-    rows, weights = torch.from_numpy(places), torch.from_numpy(masses)
+def _call(rule: Aggregator, rows: Floats, weights: Counts) -> Floats:
+    own_rows, own_weights, (m, d) = rows.copy(), weights.copy(), rows.shape
     try:
-        result = precise(rule, rows, weights)
+        result = aggregate_float64(rule, torch.from_numpy(own_rows), torch.from_numpy(own_weights))
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RuleError(f"it raised {told} for {len(rows)} rows of {rows.shape[1]}") from error
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RuleError(f"it raised {message} for {m} rows of {d}") from error
     if not isinstance(result, torch.Tensor):
-        raise RuleError(f"it returned {type(result).__name__}, no tensor")
-    if result.shape != rows.shape[1:] or result.dtype != torch.float64:
-        told, wanted = f"{tuple(result.shape)} {result.dtype}", f"({rows.shape[1]},) torch.float64"
-        raise RuleError(f"it returned {told} where {wanted} is the rows' kind")
-    if not ((places == given).all() and (masses == counts).all()):
+        raise RuleError(f"it returned {type(result).__name__}, not a tensor")
+    if result.shape != (d,) or result.dtype != torch.float64:
+        returned = f"{tuple(result.shape)} {result.dtype}"
+        raise RuleError(f"it returned {returned} instead of ({d},) torch.float64")
+    if not ((own_rows == rows).all() and (own_weights == weights).all()):
         raise RuleError("it wrote to its inputs")
     values: Floats = result.detach().cpu().numpy()
     return values
 
 
 def fast_ratio(rows: Floats, weights: Counts, honest: Mask, result: Floats) -> float:
-    """Return ``‖result − x̄_G‖²/ρ²`` in float64, less what rounding of the rule may be."""
+    """Return ``‖result − x̄_G‖²/ρ²`` in float64, with the rule's possible rounding deducted."""
     share = weights * honest / (weights @ honest)
     mean = share @ rows
     offset, away = rows - mean, result - mean
@@ -93,7 +92,7 @@ def fast_ratio(rows: Floats, weights: Counts, honest: Mask, result: Floats) -> f
 
 
 def exact_ratio(rows: Floats, weights: Counts, honest: Mask, result: Floats) -> float:
-    """Return the same from rational arithmetic, for a finite result."""
+    """Return the same ratio from rational arithmetic, for a finite result."""
     x = [[Fraction(v) for v in row] for row in rows.tolist()]
     inside = [(int(w), row) for w, row, h in zip(weights, x, honest, strict=True) if h]
     total = sum(w for w, _ in inside)
@@ -116,7 +115,7 @@ def _quotient(distance: float, spread: float) -> float:
 
 
 def plain(rule: Aggregator, case: Case, lam: float | Fraction) -> Case:
-    """Return about the same case in round numbers, or the case where there is none.
+    """Return an equivalent case in round numbers, or the case itself if none is found.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ def plain(rule: Aggregator, case: Case, lam: float | Fraction) -> Case:
     Returns
     -------
     Case
-        One with a ratio of at least 0.99 of the case's, or beyond 1e6 if the case's is.
+        Its ratio is at least 0.99 times the case's, or above 1e6 if the case's is.
     """
     share = lam if isinstance(lam, Fraction) else Fraction(str(lam))
     enough = min(0.99 * case.ratio, RUIN)
@@ -152,7 +151,7 @@ def plain(rule: Aggregator, case: Case, lam: float | Fraction) -> Case:
 
 
 def _apportioned(weights: Counts, total: int) -> Counts:
-    """Return integers near the shares of the weights, with sum `total`."""
+    """Return integers proportional to the weights up to rounding, with sum `total`."""
     exact = weights * (total / max(int(weights.sum()), 1))
     whole: Counts = np.floor(exact).astype(np.int64)
     whole[np.argsort(whole - exact)[: total - int(whole.sum())]] += 1

@@ -1,4 +1,7 @@
-"""The inequality that makes a rule robust, over every set of rows that may be honest."""
+"""The robustness inequality ``‖A − x̄_G‖² <= c ρ²``, checked over every admissible set G.
+
+Used by the audit and by the conformance kit in `flwr_byzasync.testing`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,22 +15,22 @@ from torch import Tensor
 from flwr_byzasync.aggregators.rule import Aggregator
 
 MOST_ROWS = 16
-"""2^m sets are looked at."""
+"""Largest m: all 2^m sets are enumerated."""
 CHUNK = 1024
-"""Sets looked at together, so that 2^16 of them fit into memory."""
+"""Sets per batch, so that 2^16 of them fit into memory."""
 ROUNDINGS = 4
-"""Roundings to the rows' dtype that a result may be off by, beside 1e-14 of its size."""
+"""Units of rounding in the rows' dtype that a result may be off by, beside 1e-14 of its size."""
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The set of rows that is worst for a result.
+    """The admissible set with the largest ratio for a result.
 
     Parameters
     ----------
     ratio : float
-        ``‖A − x̄_G‖²/ρ²``, what rounding may add taken off the distance: 0 where nothing is
-        left of it, inf where ρ = 0 and something is, or where the result is not finite.
+        ``‖A − x̄_G‖²/ρ²`` with possible rounding deducted from the distance: 0 if nothing is
+        left of it, inf if ρ = 0 and something is, or if the result is not finite.
     honest : tuple of int
         G.
     mean : tuple of float
@@ -44,7 +47,7 @@ class Worst:
 
 
 def exact_share(lam: Fraction | float) -> Fraction:
-    """Return λ as a fraction: a float means the decimal that is written, 0.3 is 3/10.
+    """Return λ as a fraction; a float stands for its shortest decimal, 0.3 for 3/10.
 
     Examples
     --------
@@ -63,16 +66,16 @@ def admissible(
     ----------
     weights : Tensor or sequence
         (m,) finite, non-negative, of positive sum; at most 16 positive ones. Integers of any
-        size and floats are taken as what they are.
+        size and floats are taken at their exact value.
     lam : Fraction or float
-        λ in [0, 1/2); a float means the decimal that is written.
+        λ in [0, 1/2); a float stands for its shortest decimal.
     trusted : sequence of int
-        Rows that G must hold. A row of weight zero is as if absent: no set holds it.
+        Rows that G must contain. A row of weight zero counts as absent: no set contains it.
 
     Returns
     -------
     ndarray
-        (k, m) bool, one set a line; rows of weight zero are in none.
+        (k, m) bool, one set per row; rows of weight zero are in none.
 
     Raises
     ------
@@ -90,8 +93,8 @@ def admissible(
     used = [i for i, weight in enumerate(whole) if weight > 0]
     if len(used) > MOST_ROWS:
         raise ValueError(
-            f"{len(used)} rows have positive weight: all sets of them are looked at, so there "
-            f"must be at most {MOST_ROWS}; draw fewer rows."
+            f"{len(used)} rows have positive weight: all their subsets are enumerated, so there "
+            f"must be at most {MOST_ROWS}; pass fewer rows."
         )
     masks = np.arange(1, 2 ** len(used))[:, None] >> np.arange(len(used)) & 1
     sets = np.zeros((len(masks), len(whole)), dtype=bool)
@@ -113,7 +116,7 @@ def worst(
     lam: Fraction | float,
     trusted: Sequence[int] = (),
 ) -> Worst:
-    """Return the admissible set for which ``‖result − x̄_G‖²/ρ²`` is largest.
+    """Return the admissible set with the largest ``‖result − x̄_G‖²/ρ²``.
 
     Means and deviations are computed in long double. Rounding may move a result by four units
     in the last place of the rows' dtype, relative to the largest row of G.
@@ -128,19 +131,19 @@ def worst(
     Returns
     -------
     Worst
-        Its ratio is 0 and its set empty where no set is admissible.
+        Its ratio is 0 and its set empty if no set is admissible.
     """
     unit = torch.finfo(rows.dtype).eps / 2
     tolerance = 1e-14 + (ROUNDINGS * unit if rows.dtype != torch.float64 else 0.0)
     used = weights.cpu() > 0
-    # What rows of weight zero hold must not reach a product: 0 · NaN is NaN.
+    # Values of weight-zero rows must not enter a product: 0 · NaN is NaN.
     x = _long(torch.where(used.unsqueeze(1), rows.detach().cpu().double(), 0.0))
     a, s = _long(result.detach().cpu().double()), _long(weights.cpu())
     found = Worst(-1.0, (), (), 0.0, 0.0)
     for sets in _chunks(admissible(weights, lam, trusted)):
         share = sets * s
         share = share / share.sum(axis=1, keepdims=True)
-        # From a row of G, so that rows of G that agree have ρ = 0 to the bit.
+        # Relative to a row of G, so that equal rows of G have ρ = 0 exactly.
         start = x[sets.argmax(axis=1)]
         offset = x[None] - start[:, None]
         mean = np.einsum("km,kmd->kd", share, offset)
@@ -152,8 +155,10 @@ def worst(
         i = int(ratio.argmax())
         if ratio[i] > found.ratio:
             honest, centre = np.flatnonzero(sets[i]).tolist(), map(float, start[i] + mean[i])
-            seen = float(ratio[i]), tuple(honest), tuple(centre)
-            found = Worst(*seen, float(distance[i]), float(rho[i]))
+            largest_ratio = float(ratio[i])
+            found = Worst(
+                largest_ratio, tuple(honest), tuple(centre), float(distance[i]), float(rho[i])
+            )
     return found if found.honest else Worst(0.0, (), (), 0.0, 0.0)
 
 
@@ -164,7 +169,7 @@ def ratio(
     lam: Fraction | float,
     trusted: Sequence[int] = (),
 ) -> float:
-    """Return the largest ``‖A − x̄_G‖²/ρ²`` over every admissible G: a rule's c must be above.
+    """Return the largest ``‖A − x̄_G‖²/ρ²`` over every admissible G, a lower bound on c.
 
     Parameters
     ----------
@@ -178,7 +183,7 @@ def ratio(
     Returns
     -------
     float
-        inf where rows of G agree and the result is another point.
+        inf if the rows of G are equal and the result differs from them.
 
     Examples
     --------
@@ -193,7 +198,7 @@ def ratio(
 
 
 def _ratio(distance: np.ndarray, rho: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """Squares of quotients, 0/0 = 0."""
+    """Return squared quotients, with 0/0 = 0."""
     over = np.maximum(distance - rounding, 0.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient: np.ndarray = np.where(over > 0, over / rho, 0.0) ** 2
@@ -201,7 +206,7 @@ def _ratio(distance: np.ndarray, rho: np.ndarray, rounding: np.ndarray) -> np.nd
 
 
 def _integers(weights: Tensor | Sequence[float]) -> list[int]:
-    """Weights times a common factor, exactly."""
+    """Return the weights times a common factor, as exact integers."""
     values = weights.tolist() if isinstance(weights, Tensor) else weights
     exact = [Fraction(value) for value in values]
     common = lcm(*(value.denominator for value in exact))

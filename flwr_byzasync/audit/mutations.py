@@ -1,7 +1,7 @@
-"""Moves of the worst-case search: from one case to another that is like it.
+"""Mutations of the worst-case search: random steps from one case to a similar one.
 
-Sizes are drawn over six orders of magnitude. Some moves place rows and weights just beside the
-places where rules jump: ties, equal distances, exact halves of the weight.
+Step sizes span six orders of magnitude. Some mutations place rows and weights next to the
+discontinuities of rules: ties, equal distances, exact halves of the weight.
 """
 
 import math
@@ -14,13 +14,13 @@ import numpy as np
 from flwr_byzasync.audit.case import Case, Counts, Floats
 
 
-class Moves:
-    """Random changes of rows and weights; honest and other rows keep their common weight.
+class Mutations:
+    """Random changes of rows and weights; the total weight of G and of the rest is kept.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Where all draws come from.
+        Source of all draws.
     lam : Fraction
         λ.
     total : int
@@ -37,15 +37,15 @@ class Moves:
         ]
 
     def some(self, case: Case) -> tuple[Floats, Counts]:
-        """Return rows and weights after one to three moves."""
+        """Return rows and weights after one to three mutations."""
         draft = replace(case, rows=case.rows.copy(), weights=case.weights.copy())
         for _ in range(int(self.rng.integers(1, 4))):
             self.all[self.rng.integers(len(self.all))](draft)
         return draft.rows, draft.weights
 
-    # Each of these writes into the rows or weights of a draft.
+    # Each mutation writes into the rows or weights of a draft.
     def kick(self, draft: Case) -> None:
-        """Move a row, alone or with those at its place, by a part of a distance in the case."""
+        """Move a row, alone or with those that coincide with it, by a fraction of some distance."""
         rng, rows = self.rng, draft.rows
         (i, j, k), (m, d) = rng.integers(0, len(rows), 3), rows.shape
         size = float(abs(rows[j] - rows[k]).max() or abs(rows[j]).max() or 1.0)
@@ -64,24 +64,24 @@ class Moves:
         rows[which] = centre + (rows[which] - centre) * factor
 
     def copy(self, draft: Case) -> None:
-        """Put a row where another is."""
+        """Copy a row onto another."""
         i, j = self.rng.integers(0, len(draft.rows), 2)
         draft.rows[i] = draft.rows[j]
 
     def equal(self, draft: Case) -> None:
-        """Put a row as far from a centre as another is, or a trifle nearer or farther."""
+        """Give a row the same distance from a centre as another, or slightly less or more."""
         rng, rows = self.rng, draft.rows
         i, j, k = rng.integers(0, len(rows), 3)
         centre = (rows[k].copy(), rows[k].copy(), draft.result, 0.0 * rows[k])[rng.integers(4)]
-        trifle = float(rng.choice([-1, 0, 1])) * 10.0 ** rng.uniform(-9, -3)
+        nudge = float(rng.choice([-1, 0, 1])) * 10.0 ** rng.uniform(-9, -3)
         way = centre - rows[j] if rng.random() < 0.3 else rows[i] - centre
         length = math.sqrt(way @ way)
         if length > 0.0:
             radius = math.sqrt((rows[j] - centre) @ (rows[j] - centre))
-            rows[i] = centre + way * (radius * (1.0 + trifle) / length)
+            rows[i] = centre + way * (radius * (1.0 + nudge) / length)
 
     def shift(self, draft: Case) -> None:
-        """Give a part of one row's weight, or all but a part, to another on its side."""
+        """Move a part of one row's weight, or all but a part, to another row of its side."""
         i, j = self.pair(draft)
         part = int(draft.weights[i] * 10.0 ** self.rng.uniform(-6, 0)) or 1
         _give(
@@ -89,7 +89,7 @@ class Moves:
         )
 
     def edge(self, draft: Case) -> None:
-        """Let the rows on one side of a place hold S/2, λS or (1 − λ)S, to the unit."""
+        """Make the rows on one side of a point hold S/2, λS or (1 − λ)S, or one unit off."""
         rng, rows = self.rng, draft.rows
         i, j = self.pair(draft)
         order = rows[:, rng.integers(rows.shape[1])]
@@ -99,14 +99,14 @@ class Moves:
         inside = order < place if rng.random() < 0.3 else order <= place
         if inside[i] == inside[j]:
             return
-        wanted = self.edges[rng.integers(len(self.edges))] + int(rng.integers(-1, 2))
-        excess = int(draft.weights[inside].sum()) - wanted
+        target_weight = self.edges[rng.integers(len(self.edges))] + int(rng.integers(-1, 2))
+        excess = int(draft.weights[inside].sum()) - target_weight
         if bool(inside[i]) != (excess > 0):
             i, j = j, i
         _give(draft.weights, i, j, abs(excess))
 
     def pair(self, case: Case) -> tuple[int, int]:
-        """Return two rows that are both honest or both not, perhaps the same."""
+        """Return two rows of the same side, possibly the same row."""
         i = int(self.rng.integers(len(case.honest)))
         return i, int(self.rng.choice(np.flatnonzero(case.honest == case.honest[i])))
 

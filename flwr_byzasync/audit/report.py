@@ -1,4 +1,4 @@
-"""What an audit found, as tables, text and a figure."""
+"""Audit reports: tables, text and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from flwr_byzasync.aggregators.rule import Aggregator, bound_of, published_of
 from flwr_byzasync.audit.case import RUIN, Case, plain
 
 SLACK = 1e-6
-"""Of a bound: what is above it by less is rounding."""
+"""Relative excess over a bound that counts as rounding."""
 WIDTH = 60
-"""Characters of the curve that is drawn as text."""
+"""Width of the text plot, in characters."""
 Values = list[float | None]
 
 
 @dataclass(frozen=True)
-class Line:
-    """What was found for a rule at one λ.
+class AuditRow:
+    """The worst case found for a rule at one λ.
 
     Parameters
     ----------
     rule : Aggregator
-        The rule, made for this λ.
+        The rule, built for this λ.
     lam : float
         λ.
     worst : Case
@@ -57,8 +57,8 @@ class Line:
         return self.ours is not None and self.worst.ratio > self.ours * (1.0 + SLACK) + 1e-9
 
     @property
-    def ruined(self) -> bool:
-        """Whether no constant is stated, and none would hold."""
+    def unbounded(self) -> bool:
+        """Whether the rule states no constant, and the ratio found exceeds 1e6."""
         return self.ours is None and self.worst.ratio > RUIN
 
 
@@ -68,26 +68,26 @@ def _number(value: float | None) -> str:
     return "unbounded" if value > RUIN else f"{value:.4g}"
 
 
-def table(lines: Sequence[Line], *, markdown: bool) -> str:
-    """Return one rule's table, a line for each λ."""
+def table(rows: Sequence[AuditRow], *, markdown: bool) -> str:
+    """Return one rule's table, one row per λ."""
     cells = [["λ", "published", "ours", "worst found", "share of ours", "floor λ/(1-2λ)"]]
-    for line in lines:
-        share = f"{line.worst.ratio / line.ours:.1%}" if line.ours else "-"
-        numbers = [line.published, line.ours, line.worst.ratio, line.floor]
+    for row in rows:
+        share = f"{row.worst.ratio / row.ours:.1%}" if row.ours else "-"
+        numbers = [row.published, row.ours, row.worst.ratio, row.floor]
         published, ours, found, floor = map(_number, numbers)
-        cells.append([f"{line.lam:g}", published, ours, found, share, floor])
+        cells.append([f"{row.lam:g}", published, ours, found, share, floor])
     if markdown:
         return _markdown(cells)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = [[c.rjust(w) for c, w in zip(row, widths, strict=True)] for row in cells]
-    return "\n".join("  ".join(row) for row in padded)
+    padded = [[c.rjust(w) for c, w in zip(entry, widths, strict=True)] for entry in cells]
+    return "\n".join("  ".join(entry) for entry in padded)
 
 
-def matrix(found: Mapping[str, Sequence[Line]], lambdas: Sequence[float]) -> str:
-    """Return the table of many rules, a column for each λ: worst found / stated."""
+def matrix(found: Mapping[str, Sequence[AuditRow]], lambdas: Sequence[float]) -> str:
+    """Return the table of many rules, one column per λ: worst found / stated."""
     cells = [["rule", *(f"λ = {lam:g}" for lam in lambdas)]]
-    for name, lines in found.items():
-        at = {line.lam: f"{_number(line.worst.ratio)} / {_number(line.ours)}" for line in lines}
+    for name, rows in found.items():
+        at = {row.lam: f"{_number(row.worst.ratio)} / {_number(row.ours)}" for row in rows}
         cells.append([f"`{name}`", *(at.get(lam, "") for lam in lambdas)])
     cells.append(["floor λ/(1-2λ)", *(_number(lam / (1 - 2 * lam)) for lam in lambdas)])
     return _markdown(cells)
@@ -98,40 +98,40 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
-def example(line: Line) -> str:
-    """Return a worst case as text that Python reads, in round numbers where they do."""
-    case = plain(line.rule, line.worst, line.lam)
-    if line.broken and not Line(line.rule, line.lam, case).broken:
-        case = line.worst
+def example(row: AuditRow) -> str:
+    """Return a worst case as Python literals, in round numbers if they reproduce it."""
+    case = plain(row.rule, row.worst, row.lam)
+    if row.broken and not AuditRow(row.rule, row.lam, case).broken:
+        case = row.worst
     found = f"ratio {case.ratio:.3g}"
     if not np.isfinite(case.result).all():
         found += " (the result is not finite)"
     elif math.isinf(case.ratio):
-        found += " (the rows of G are equal, and the result is elsewhere)"
-    if line.broken:
-        found += f" is above the stated {line.ours:.6g}"
-    elif line.ruined:
+        found += " (the rows of G are equal, and the result differs from them)"
+    if row.broken:
+        found += f" is above the stated {row.ours:.6g}"
+    elif row.unbounded:
         found = f"no constant: {found}"
     held = Fraction(int(case.weights[case.honest].sum()), int(case.weights.sum()))
     return (
-        f"λ = {line.lam:g}: {found} at\n"
+        f"λ = {row.lam:g}: {found} at\n"
         f"  rows    {case.rows.tolist()}\n"
         f"  weights {case.weights.tolist()}\n"
-        f"  G       {case.honest.nonzero()[0].tolist()}, which holds {float(held):.6g} of them\n"
+        f"  G       {case.honest.nonzero()[0].tolist()}, with {float(held):.6g} of the weight\n"
         f"  result  {case.result.tolist()}\n"
     )
 
 
-def drawn(lines: Sequence[Line]) -> str:
-    """Return the curve as text: a line for each λ, a logarithmic axis."""
-    curves = _curves(lines)
+def ascii_plot(rows: Sequence[AuditRow]) -> str:
+    """Return a text plot: one line per λ, logarithmic axis."""
+    curves = _curves(rows)
     logs = [math.log(v) for _, values, _ in curves for v in values if v and v <= RUIN]
     low, high = min(logs, default=0.0), max(logs, default=1.0)
     text = [
         f"f floor, p published, | ours, o worst found, > unbounded; "
         f"logarithmic from {math.exp(low):.3g} to {math.exp(high):.3g}"
     ]
-    for k, line in enumerate(lines):
+    for k, row in enumerate(rows):
         bar = [" "] * (WIDTH + 1)
         for (_, values, _), mark in zip(curves, "fp|o", strict=True):
             value = values[k]
@@ -139,32 +139,32 @@ def drawn(lines: Sequence[Line]) -> str:
                 bar[WIDTH] = ">"
             elif value:
                 bar[round(WIDTH * (math.log(value) - low) / ((high - low) or 1.0))] = mark
-        text.append(f"{line.lam:5.3g} {''.join(bar).rstrip()}")
+        text.append(f"{row.lam:5.3g} {''.join(bar).rstrip()}")
     return "\n".join(text)
 
 
-def figure(name: str, lines: Sequence[Line], path: Path) -> bool:
-    """Draw the curve over λ into a file; False where matplotlib is not installed."""
+def figure(name: str, rows: Sequence[AuditRow], path: Path) -> bool:
+    """Plot the curve over λ into a file; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
     drawing = Figure(figsize=(6, 4), layout="constrained")
     axes = drawing.subplots()
-    for label, values, style in _curves(lines):
+    for label, values, style in _curves(rows):
         shown = [math.nan if v is None or not 0 < v <= RUIN else v for v in values]
         if not all(map(math.isnan, shown)):
-            axes.plot([line.lam for line in lines], shown, style, label=label)
+            axes.plot([row.lam for row in rows], shown, style, label=label)
     axes.set(title=name, xlabel="λ", ylabel="squared error / variance of G", yscale="log")
     axes.legend()
     drawing.savefig(path, dpi=150)
     return True
 
 
-def _curves(lines: Sequence[Line]) -> list[tuple[str, Values, str]]:
+def _curves(rows: Sequence[AuditRow]) -> list[tuple[str, Values, str]]:
     return [
-        ("floor λ/(1-2λ)", [line.floor for line in lines], "--"),
-        ("published", [line.published for line in lines], ":"),
-        ("ours", [line.ours for line in lines], "-"),
-        ("worst found", [line.worst.ratio for line in lines], "o"),
+        ("floor λ/(1-2λ)", [row.floor for row in rows], "--"),
+        ("published", [row.published for row in rows], ":"),
+        ("ours", [row.ours for row in rows], "-"),
+        ("worst found", [row.worst.ratio for row in rows], "o"),
     ]

@@ -1,9 +1,9 @@
-"""Worst cases: a seeded search for the rows, weights and honest set that hurt a rule most.
+"""Worst-case search: seeded, over rows, weights and honest sets.
 
-Derivative-free, because rules jump. Candidates climb by random moves; many short climbs are
-thinned out to a few long ones. Weights are integers and the honest rows hold (1 − λ)S to the
-unit, so every candidate is one for which a rule's bound is claimed. Where weights mean copies
-that is no loss: honest weight beyond (1 − λ)S may as well be a liar that sends the same.
+It is derivative-free, because rules are discontinuous. Candidates climb by random mutations; many
+short climbs are thinned out to a few long ones. Weights are integers and the honest rows hold
+exactly (1 − λ)S, so a rule's bound applies to every candidate. If weights mean copies this loses
+nothing: honest weight beyond (1 − λ)S is equivalent to a liar that sends the same vector.
 """
 
 import math
@@ -15,21 +15,20 @@ import numpy as np
 from flwr_byzasync._checks import check_byz_fraction, check_integer
 from flwr_byzasync.aggregators.rule import Aggregator
 from flwr_byzasync.audit.case import Case, Counts, Floats, Mask, evaluate, exact_ratio
-from flwr_byzasync.audit.mutations import Moves
+from flwr_byzasync.audit.mutations import Mutations
 
 TOTAL = 1_000_000_000
-"""About the total weight of a candidate: it comes as near to exact halves, and rows may weigh as
-little, as one part in so many."""
+"""Approximate total weight of a candidate: the resolution of exact halves and of light rows."""
 ENDLESS = 1e12
-"""A ratio beyond which nobody needs a worse one: the search ends."""
+"""The search stops at this ratio."""
 DIMENSIONS = (1, 1, 2, 3)
-"""d of a start is drawn from these: on a line most rules have their worst case already."""
+"""d of a start is drawn from these; most rules already have their worst case in one dimension."""
 AGREEING = 20
-"""One in so many calls is spent on honest rows that are all equal."""
+"""One in this many calls is spent on equal honest rows."""
 THINNING = 4
-"""One in so many candidates of a stage goes on to the next, with so many times the moves."""
+"""One in this many candidates survives a stage, and gets this many times the mutations."""
 FIRST_CLIMB = 60
-"""Moves of a candidate in the first stage, about."""
+"""Approximate number of mutations per candidate in the first stage."""
 
 
 def worst_case(
@@ -43,21 +42,21 @@ def worst_case(
     """Return the worst case of a rule that the search finds.
 
     ``max ‖A(x, s) − x̄_G‖²/ρ²`` over rows of d <= 3 coordinates, weights and sets G of weight at
-    least (1 − λ)S. What it returns is a lower bound of the rule's true constant: the rule does
-    not have a smaller one. `Case.ratio` is recomputed in rational arithmetic at the end.
+    least (1 − λ)S. The ratio found is a lower bound on the rule's true
+    constant. `Case.ratio` is recomputed in rational arithmetic at the end.
 
     Parameters
     ----------
     rule : Aggregator
-        Any rule. Rows that it calls `trusted` are always in G.
+        Any rule. The rows in its `trusted` are always in G.
     lam : float or Fraction
         λ in [0, 1/2). A float is read as its shortest decimal: 0.1 is one tenth.
     rows : int, default 5
-        Largest m that is tried, >= 2.
+        Largest m, >= 2.
     evaluations : int, default 20000
-        Calls of the rule, about: the budget, >= 100.
+        Budget: approximate number of calls of the rule, >= 100.
     seed : int, default 1
-        Of all random draws. The same seed gives the same case on the same machine.
+        Seed of all random draws. The same seed gives the same case on the same machine.
 
     Returns
     -------
@@ -80,7 +79,7 @@ def worst_case(
     check_integer("evaluations", evaluations, low=100, fix="pass for example evaluations=20000")
     check_integer("seed", seed, low=0, fix="pass for example seed=1")
     search = _Search(rule, lam if isinstance(lam, Fraction) else Fraction(str(lam)), rows, seed)
-    # Honest rows that agree must be what comes out: a call tells, no climb is needed.
+    # With equal honest rows the result must be that row: one call decides, no climb is needed.
     agreeing = [search.start(agreeing=True) for _ in range(evaluations // AGREEING)]
     starts = max(8, evaluations // (THINNING * FIRST_CLIMB))
     pool = _worst_first([*agreeing, *(search.start() for _ in range(starts))])[:starts]
@@ -88,7 +87,7 @@ def worst_case(
         stage = evaluations // THINNING if len(pool) > 2 else evaluations
         moves = -(-min(stage, evaluations - search.used) // len(pool))
         pool = _distinct([search.climb(case, moves) for case in pool])
-        # One row more is one more way on: halves of a row are the same case.
+        # An additional row adds a degree of freedom; halving a row leaves the case the same.
         pool = [search.halved(case) for case in pool[: max(2, len(pool) // THINNING)]]
     return search.proved(pool[0])
 
@@ -98,7 +97,7 @@ def _worst_first(pool: list[Case]) -> list[Case]:
 
 
 def _distinct(pool: list[Case]) -> list[Case]:
-    """Worst first, one of those that have climbed the same hill."""
+    """Sort worst first, and keep one of those that reached the same optimum."""
     kept: list[Case] = []
     for case in _worst_first(pool):
         if not kept or case.ratio < kept[-1].ratio * (1.0 - 1e-3):
@@ -107,18 +106,18 @@ def _distinct(pool: list[Case]) -> list[Case]:
 
 
 class _Search:
-    """The moves of one search, and the number of calls so far."""
+    """The state of one search: its random generator and the number of calls so far."""
 
     def __init__(self, rule: Aggregator, lam: Fraction, rows: int, seed: int) -> None:
         self.rule, self.lam, self.used = rule, lam, 0
         self.rng = np.random.default_rng(seed)
         self.trusted: tuple[int, ...] = tuple(getattr(rule, "trusted", ()))
         self.most = max(rows, max(self.trusted, default=0) + 2)
-        # Even, and λS an integer, unless λ has too many digits: then liars get a little less.
+        # Even, with λS an integer; if λ has too many digits, liars get slightly less.
         unit = 2 * lam.denominator if lam.denominator <= TOTAL // 1000 else 2
         self.total = unit * -(-TOTAL // unit)
         self.liars = math.floor(lam * self.total)
-        self.moves = Moves(self.rng, lam, self.total)
+        self.mutations = Mutations(self.rng, lam, self.total)
 
     def call(self, rows: Floats, weights: Counts, honest: Mask) -> Case:
         """Call the rule once."""
@@ -126,16 +125,16 @@ class _Search:
         return evaluate(self.rule, rows, weights, honest)
 
     def climb(self, case: Case, moves: int) -> Case:
-        """Return the end of so many moves, of which those that lose nothing are kept."""
+        """Apply mutations, keeping those that do not lower the ratio, and return the last case."""
         for _ in range(moves):
             if case.ratio > ENDLESS:
                 break
-            changed = self.call(*self.moves.some(case), case.honest)
+            changed = self.call(*self.mutations.some(case), case.honest)
             case = changed if changed.ratio >= case.ratio else case
         return case
 
     def proved(self, case: Case) -> Case:
-        """Return the case with its exact ratio, G's weight checked in integers."""
+        """Return the case with its exact ratio, after checking the weight of G in integers."""
         held = int(case.weights[case.honest].sum())
         if held < (1 - self.lam) * int(case.weights.sum()):
             raise AssertionError(f"G holds only {held} of {case.weights.sum()}")
@@ -145,7 +144,7 @@ class _Search:
         return replace(case, ratio=ratio)
 
     def start(self, *, agreeing: bool = False) -> Case:
-        """Return a random candidate: places on a line, clusters, a cloud, or rows that agree."""
+        """Return a random candidate: points on a line, clusters, a cloud, or equal honest rows."""
         rng = self.rng
         m = int(rng.integers(max(2, max(self.trusted, default=0) + 2), self.most + 1))
         d = int(rng.choice(DIMENSIONS))
@@ -180,7 +179,7 @@ class _Search:
         return np.diff(cuts, prepend=0) + 1
 
     def halved(self, case: Case) -> Case:
-        """Return the case with one row as two, where another row is allowed and loses nothing."""
+        """Return the case with one row split in two, if that is allowed and loses nothing."""
         i = int(self.rng.integers(len(case.rows)))
         half = int(case.weights[i]) // 2
         if len(case.rows) >= self.most or half == 0:
@@ -189,5 +188,5 @@ class _Search:
         weights[i] -= half
         rows, honest = np.vstack([case.rows, case.rows[i]]), np.append(case.honest, case.honest[i])
         split = self.call(rows, weights, honest)
-        # Not the same to a rule for which weights are no copies.
+        # For a rule whose weights do not mean copies, this changes the result.
         return split if split.ratio >= case.ratio * (1.0 - 1e-9) else case

@@ -172,7 +172,7 @@ class Table(Generic[S]):
             if self._moves_with_rows:
                 return self.direction() + offset
             return self._aggregator(view.rows + offset, view.weights_beside_rows())
-        if self._incremental is None or not _countable(view.weights):
+        if self._incremental is None or not _are_counts(view.weights):
             return self._aggregator(view.rows, view.weights_beside_rows())
         if self._derived is None:
             self._derived = self._incremental.start(view)
@@ -189,7 +189,7 @@ class Table(Generic[S]):
         """Tell an incremental rule what is about to change, once it has begun."""
         # Forgotten first: an update that raises may leave it half written.
         derived, self._derived = self._derived, None
-        if self._incremental is None or derived is None or not _countable(change.new_weights):
+        if self._incremental is None or derived is None or not _are_counts(change.new_weights):
             return
         self._derived = self._incremental.update(derived, change, self.view())
 
@@ -205,7 +205,7 @@ def _with(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
     return (*values[:index], value, *values[index + 1 :])
 
 
-def _countable(weights: Tensor) -> bool:
+def _are_counts(weights: Tensor) -> bool:
     """Whether weights are what `TableView` promises to rules that are kept up to date."""
     whole = not weights.is_floating_point() and len(weights) > 0
     return whole and int(weights.min()) > 0

@@ -1,7 +1,7 @@
-"""Conformance kit: the checks of this package's rules, for anybody's rule; see docs/testing.md."""
+"""Conformance tests for aggregation rules, your own included; see docs/testing.md."""
 
 try:
-    import hypothesis  # noqa: F401 - only to say in one sentence what is missing
+    import hypothesis  # noqa: F401 - for a one-sentence error
 except ImportError as error:
     raise ImportError(
         'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".'

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: weighted rows as a liar would place them, and shares of liars."""
+"""Hypothesis strategies for weighted rows, and for the transformations that laws apply."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 MAX_ROWS = 7
-"""2^7 sets of rows may be honest; laws that fail, fail with fewer."""
+"""2^7 sets of rows may be honest; broken laws show with this few rows."""
 SIZES = (1, 2, 3, 4, 9)
-"""Coordinates; 9 are more than rows."""
+"""Numbers of coordinates; 9 exceeds the number of rows."""
 Placement = Callable[[int, int], st.SearchStrategy[np.ndarray]]
 
 
@@ -26,7 +26,7 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """Weighted rows, and what the laws do to them.
+    """Weighted rows, and the transformations that the laws apply to them.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ class Trial:
     order : tuple of int
         Another order of the rows.
     vector : Tensor
-        (d,) integers in float64, to move the rows by.
+        (d,) integers in float64, to translate the rows by.
     factor : float
         A power of two, to scale the rows by.
     weight_factor : float
         To scale the weights by; an int keeps them integers.
     filling : float
-        What rows of weight zero hold.
+        Value of rows of weight zero.
     """
 
     case: Weighted
@@ -54,7 +54,7 @@ class Trial:
 
 # --- rows --------------------------------------------------------------------------------------
 def _numbers(shape: tuple[int, ...], kind: str) -> st.SearchStrategy[np.ndarray]:
-    """Integers of a fixed size: a row is one draw of bytes, ten times as fast as its numbers."""
+    """Draw integers of a fixed size; one draw of bytes per row is ten times as fast."""
     size = shape[-1] * np.dtype(kind).itemsize
     rows = st.tuples(*[st.binary(min_size=size, max_size=size)] * prod(shape[:-1]))
     return rows.map(
@@ -63,36 +63,36 @@ def _numbers(shape: tuple[int, ...], kind: str) -> st.SearchStrategy[np.ndarray]
 
 
 def _below(shape: tuple[int, ...], end: int) -> st.SearchStrategy[np.ndarray]:
-    """Integers in ``0 .. end − 1``."""
+    """Draw integers in ``0 .. end − 1``."""
     return _numbers(shape, "u1").map(lambda drawn: drawn % end)
 
 
-def _integers(shape: tuple[int, ...], largest: int) -> st.SearchStrategy[np.ndarray]:
-    """Integers in ``−largest .. largest``: 0, 1, −1, 2, ... in the order of their shrinking."""
+def integers(shape: tuple[int, ...], largest: int) -> st.SearchStrategy[np.ndarray]:
+    """Draw integers in ``−largest .. largest``; they shrink in the order ..., 2, −1, 1, 0."""
     signs = np.array((-1, 1))
     return _below(shape, 2 * largest + 1).map(lambda n: (n + 1) // 2 * signs[n % 2])
 
 
 def _scattered(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    return _integers((m, d), 9)
+    return integers((m, d), 9)
 
 
 def _ties(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    return _integers((m, d), 1)
+    return integers((m, d), 1)
 
 
 def _collinear(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (_integers((d,), 9), _integers((m,), 3), _integers((d,), 2))
+    parts = (integers((d,), 9), integers((m,), 3), integers((d,), 2))
     return st.builds(lambda start, steps, v: start + np.outer(steps, v), *parts)
 
 
 def _clusters(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (_integers((2, d), 9), _below((m,), 2))
-    return st.builds(lambda pool, which, near: pool[which] + near, *parts, _integers((m, d), 1))
+    parts = (integers((2, d), 9), _below((m,), 2))
+    return st.builds(lambda pool, which, near: pool[which] + near, *parts, integers((m, d), 1))
 
 
 def _duplicates(m: int, d: int) -> st.SearchStrategy[np.ndarray]:
-    parts = (_integers((3, d), 4), _below((m,), 3))
+    parts = (integers((3, d), 4), _below((m,), 3))
     return st.builds(lambda pool, which: pool[which], *parts)
 
 
@@ -101,14 +101,14 @@ PLACEMENTS: tuple[Placement, ...] = (_scattered, _ties, _collinear, _clusters, _
 
 @st.composite
 def integer_rows(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
-    """Rows on which translation and scaling by powers of two are exact."""
+    """Draw rows on which translation and scaling by powers of two are exact."""
     rows: np.ndarray = draw(draw(st.sampled_from(PLACEMENTS))(m, d)).astype(np.float64)
     return rows
 
 
 @st.composite
 def far_rows(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
-    """Integer rows, some of which are moved far away, or close together around a far point."""
+    """Draw integer rows, some scaled far away, or all shifted close to a far point."""
     rows: np.ndarray = draw(integer_rows(m, d))
     scales = np.array((1.0, 1.0, 1.0, 1e-3, 1e3, 1e6, 1e20, 1e90))
     factors = scales[draw(_below((m, 1), len(scales)))]
@@ -118,18 +118,18 @@ def far_rows(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
 
 @st.composite
 def near_ties(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
-    """Integer rows, a hair off: around the origin, or so far away that float32 sees the hair."""
+    """Draw integer rows with tiny offsets, near the origin or as far as float32 resolves them."""
     rows: np.ndarray = draw(integer_rows(m, d))
-    hair: np.ndarray = draw(_integers((m, d), 2))
+    offset: np.ndarray = draw(integers((m, d), 2))
     far, size = draw(st.sampled_from(((0.0, 1e-7), (0.0, 1e-3), (500.0, 1e-4))))
     if far:
         rows = 0.05 * draw(_below((m, 1), 2)) * rows
-    return rows + far + size * hair
+    return rows + far + size * offset
 
 
 @st.composite
 def float_rows(draw: st.DrawFn, m: int, d: int) -> np.ndarray:
-    """Rows whose sums and differences round."""
+    """Draw rows whose sums and differences round."""
     # 23 bits at exponents of 0 to −31: values of float32 with squares that float64 holds.
     drawn = draw(_numbers((m, d), "i4"))
     unit: np.ndarray = np.ldexp((drawn >> 8) / 2.0**23, -(drawn & 31))
@@ -147,7 +147,7 @@ KINDS: dict[str, Placement] = {
 # --- weights -----------------------------------------------------------------------------------
 @st.composite
 def counts(draw: st.DrawFn, m: int, most: int) -> np.ndarray:
-    """Integer weights of m rows: zeros, equal ones, exact halves; the sum is positive."""
+    """Draw integer weights: with zeros, equal, or with exact halves; the sum is positive."""
     kind = draw(st.sampled_from(("some", "some", "half", "equal")))
     drawn = np.array(draw(st.tuples(*[st.integers(0, 4)] * most))[-m:])
     if kind == "equal" or not drawn.any():
@@ -172,17 +172,17 @@ def weighted_rows(
     Parameters
     ----------
     *kinds : str
-        Which placements to draw from; ``"integers"`` if none is given. ``"integers"``: small
+        Kinds of rows to draw from; ``"integers"`` by default. ``"integers"``: small
         integers, scattered, tied, collinear, in two clusters, duplicated; translation and
-        scaling by powers of two are exact on them. ``"far"``: some of them at up to 1e90.
+        scaling by powers of two are exact on them. ``"far"``: some of them up to 1e90 away.
         ``"near"``: near ties, also rows of norm 500 that differ by 1e-4. ``"floats"``: float32
         values, whose sums round.
     max_rows : int, default 7
         Largest m.
     sizes : sequence of int
-        From which d is drawn.
+        Candidates for d.
     trusted : sequence of int
-        Rows that must be there, with positive weight.
+        Rows that must exist and have positive weight.
 
     Returns
     -------
@@ -200,12 +200,12 @@ def weighted_rows(
     """
     least = max(trusted, default=0) + 1
     most = max(least, max_rows)
-    # Two rows first: with one, hardly anything can go wrong.
+    # Shrink towards two rows: with one, hardly any law can fail.
     m = draw(st.sampled_from(sorted(range(least, most + 1), key=lambda m: (m == 1, m))))
     d = draw(st.sampled_from(sizes))
     kind = draw(st.sampled_from(kinds or ("integers",)))
-    # Always a block of the same size, or a smaller m would draw anew instead of shrinking; and
-    # its end, where shrinking leaves what it cannot make zero.
+    # Always draw a block of the same size, so that a smaller m shrinks instead of redrawing; use
+    # its end, where shrinking leaves the nonzero values.
     rows, weights = draw(KINDS[kind](most, max(sizes)))[-m:, -d:], draw(counts(m, most))
     weights[list(trusted)] = np.maximum(weights[list(trusted)], 1)
     return Weighted(torch.from_numpy(rows.copy()), torch.from_numpy(weights))
@@ -215,14 +215,14 @@ def weighted_rows(
 def trials(
     draw: st.DrawFn, *kinds: str, max_rows: int = MAX_ROWS, trusted: Sequence[int] = ()
 ) -> Trial:
-    """Draw weighted rows, and what to do to them.
+    """Draw weighted rows and transformations of them.
 
-    With a long vector, rounding blurs near ties; odd factors of weights round in float32.
+    A long translation vector rounds near ties away; odd weight factors round in float32.
     """
     case = draw(weighted_rows(*kinds, max_rows=max_rows, trusted=trusted))
     m, d = case.rows.shape
-    vector = draw(_integers((max(SIZES),), 9))[-d:] * draw(st.sampled_from((1, 2**8)))
-    # One draw: an order has little to shrink, and each draw that has costs many calls.
+    vector = draw(integers((max(SIZES),), 9))[-d:] * draw(st.sampled_from((1, 2**8)))
+    # One draw: an order hardly shrinks, and each further draw would cost many calls.
     seed = draw(st.integers(0, 63))
     order = np.random.default_rng(seed).permutation(m).tolist() if seed else range(m)[::-1]
     return Trial(
@@ -233,6 +233,3 @@ def trials(
         draw(st.sampled_from((3, 0.1, 2.0**-30, 2.0**30, 2**24 + 1))),
         draw(st.sampled_from((0.0, 1e30, torch.nan, torch.inf, -torch.inf))),
     )
-
-
-# --- with a share of liars ---------------------------------------------------------------------

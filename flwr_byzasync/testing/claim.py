@@ -1,4 +1,4 @@
-"""What is claimed of a rule, and the error that refutes it."""
+"""The claims made about a rule, and the error raised when one is refuted."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ CPU = torch.device("cpu")
 
 
 class LawError(AssertionError):
-    """A rule does not keep what is claimed of it.
+    """A rule breaks a law that is claimed for it.
 
     Parameters
     ----------
     law : str
-        Name of a `Law`, or of what every rule must keep; docs/testing.md lists them.
+        Name of a `Law`, or of a check that every rule must pass; docs/testing.md lists them.
     expected : str
-        What should have been true.
+        The property that should hold.
     case : Weighted
         The smallest input found.
     numbers : mapping of str to object
-        What was seen on it.
+        Observed values.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class LawError(AssertionError):
     ) -> None:
         self.law, self.expected, self.case, self.numbers = law, expected, case, dict(numbers)
         rows = f"{shown(case.rows)} ({case.rows.dtype}, {tuple(case.rows.shape)})"
-        lines = {"rows": rows, "weights": shown(case.weights), **self.numbers}
-        width = max(map(len, lines))
-        body = "".join(f"\n  {name:{width}}  {value}" for name, value in lines.items())
+        entries = {"rows": rows, "weights": shown(case.weights), **self.numbers}
+        width = max(map(len, entries))
+        body = "".join(f"\n  {name:{width}}  {value}" for name, value in entries.items())
         super().__init__(f"{law} is broken: {expected}.{body}")
 
     def __reduce__(self) -> tuple[type["LawError"], tuple[object, ...]]:
@@ -43,24 +43,24 @@ class LawError(AssertionError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A rule and what is claimed of it.
+    """A rule and the properties claimed for it.
 
     Parameters
     ----------
     rule : Aggregator
         The rule.
     laws : frozenset of Law
-        Laws that it should keep.
+        Laws that it should satisfy.
     bound : callable
         λ -> c or None.
     trusted : tuple of int
         Rows that must be honest for the bound.
     max_rows : int or None
-        Rows that it can take at most.
+        Largest number of rows it accepts.
     tolerance : float
-        How far two results that should be equal may be apart, per unit of the rows' spread.
+        Allowed difference of two results that should be equal, relative to the rows' spread.
     device : torch.device
-        Where it is called.
+        Device on which it is called.
     """
 
     rule: Aggregator
@@ -72,37 +72,39 @@ class Claim:
     device: torch.device = CPU
 
     def covers(self, rows: int) -> bool:
-        """Whether inputs of so many rows are in the rule's domain."""
+        """Whether inputs with this many rows are in the rule's domain."""
         least = max(self.trusted, default=0) + 1
         return least <= rows <= (rows if self.max_rows is None else self.max_rows)
 
     def call(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Return the result on the host, having looked at its shape, dtype and device."""
-        # Copies: a rule that writes them must not confuse the law that is looked at.
-        given = (t.to(self.device, copy=True) for t in (rows, weights))
-        return self.raw(*given).detach().cpu()
+        """Return the result on the host, after checking its shape, dtype and device."""
+        # Copies, so that a rule that writes its inputs does not disturb the check.
+        copies = (t.to(self.device, copy=True) for t in (rows, weights))
+        return self.raw(*copies).detach().cpu()
 
     def raw(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Return the rule's own result for inputs on its device."""
+        """Return the rule's result itself, for inputs on its device."""
         case = Weighted(rows, weights)
         try:
             result = self.rule(rows, weights)
         except Exception as error:
-            seen = {"raised": f"{type(error).__name__}: {error}"}
-            raise LawError("DEFINED", "a rule has a result for every input", case, seen) from error
-        expected = (rows.dtype, rows.device, rows.shape[1:])
+            observed = {"raised": f"{type(error).__name__}: {error}"}
+            raise LawError(
+                "DEFINED", "a rule has a result for every input", case, observed
+            ) from error
+        required = (rows.dtype, rows.device, rows.shape[1:])
         if not isinstance(result, Tensor):
-            seen = {"result": f"{type(result).__name__}"}
-            raise LawError("DTYPE", "the result is a tensor", case, seen)
+            observed = {"result": f"{type(result).__name__}"}
+            raise LawError("DTYPE", "the result is a tensor", case, observed)
         actual = (result.dtype, result.device, result.shape)
-        if actual != expected:
-            seen = {"result": _described(*actual), "expected": _described(*expected)}
-            raise LawError("DTYPE", "shape, dtype and device are the rows'", case, seen)
+        if actual != required:
+            observed = {"result": _described(*actual), "expected": _described(*required)}
+            raise LawError("DTYPE", "shape, dtype and device are the rows'", case, observed)
         return result
 
 
 def shown(tensor: Tensor) -> str:
-    """Return all numbers of a small tensor, and the first of a large one."""
+    """Return all values of a small tensor, or the first ones of a large tensor."""
     if tensor.numel() <= 200:
         return str(tensor.tolist())
     return f"{str(tensor.flatten()[:20].tolist())[:-1]}, ...]"

@@ -1,4 +1,4 @@
-"""`check_aggregator`: everything that is claimed of a rule, put to the test."""
+"""`check_aggregator`: test every claim made about a rule."""
 
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
@@ -13,18 +13,18 @@ from flwr_byzasync._checks import check_byz_fraction, check_integer, check_numbe
 from flwr_byzasync.aggregators.rule import Aggregator, Law, bound_of, checked_constant, laws_of
 from flwr_byzasync.audit.inequality import exact_share, worst
 from flwr_byzasync.errors import ConfigError
-from flwr_byzasync.testing.adversarial_cases import Attack, attacks, witnesses
+from flwr_byzasync.testing.adversarial_cases import BoundCase, bound_cases, witnesses
 from flwr_byzasync.testing.cases import KINDS, MAX_ROWS, Trial, Weighted, trials
 from flwr_byzasync.testing.claim import Claim, LawError, shown
 from flwr_byzasync.testing.edges import EDGES, check_time
 from flwr_byzasync.testing.laws import ALWAYS, LAWS
 
 LARGEST_SHARE = 0.45
-"""λ up to which a bound is checked where neither the rule nor the caller says."""
+"""Largest λ at which a bound is checked if neither the rule nor the caller sets one."""
 EXACT = frozenset({Law.COPIES, Law.PERMUTATION, Law.TRANSLATION, Law.SCALE, Law.WEIGHT_SCALE})
-"""Laws that compare two calls: on rows for which translation and scaling do not round."""
+"""Laws that compare two calls; they need rows whose translation and scaling do not round."""
 ROUNDING = 1e-9
-"""By which factor a ratio may exceed a bound: it is computed in long double, the result is not."""
+"""Relative excess of a ratio over a bound that counts as rounding of the result."""
 LARGEST_FLOAT32 = 1e37
 
 
@@ -42,40 +42,41 @@ def check_aggregator(
     derandomize: bool = True,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Check a rule against everything that it declares, and what every rule must keep.
+    """Check a rule against everything it declares, and against what every rule must satisfy.
 
     Parameters
     ----------
     rule : Aggregator
-        Called as ``rule(rows, weights)``; a plain function will do.
+        Called as ``rule(rows, weights)``; a plain function is fine.
     laws : collection of Law or str, optional
-        What it should keep, names as errors tell them; by default what it declares
-        (``rule.laws``), for a function nothing.
+        Laws to check, as members or names; by default those it declares (``rule.laws``), none
+        for a function.
     bound : callable, optional
-        λ -> c, or None where nothing is claimed; by default ``rule.bound`` if there is one. Checked
+        λ -> c, or None where nothing is claimed; by default ``rule.bound`` if it exists. The check
         is ``‖A − x̄_G‖² <= c ρ²`` for every G of weight at least (1 − λ)S.
     byz_fraction : float, optional
         Largest λ in [0, 1/2) for which the bound is checked; by default ``rule.byz_fraction``, or
-        0.45 if there is none. Smaller ones are checked too.
+        0.45. Smaller values are checked too.
     trusted : sequence of int, optional
         Rows that must be honest for the bound; by default ``rule.trusted``, or none.
     max_rows : int, optional
-        More rows are not asked of the rule, and no time is taken; by default there is no limit.
+        Largest number of rows to call the rule with; if set, time is not checked. No limit by
+        default.
     max_examples : int, default 200
         Inputs drawn for each of three groups of checks.
     tolerance : float, default 1e-9
-        How far two results that a law calls equal may be apart, per unit of the rows' spread.
+        Allowed difference of two results that should be equal, relative to the rows' spread.
     seconds : float, default 5.0
-        What 1,000 rows of 30 coordinates may take; generous, for a rule that is cubic in them.
+        Time limit for 1,000 rows of 30 coordinates; generous enough for a rule of cubic cost.
     derandomize : bool, default True
-        The same inputs in every run; False to search further with every run.
+        Use the same inputs in every run; pass False for new inputs in each.
     device : str or torch.device, default "cpu"
-        Where the rule is called.
+        Device on which the rule is called.
 
     Raises
     ------
     LawError
-        An AssertionError that names the law, the smallest input found and the numbers.
+        An AssertionError with the law, the smallest failing input and the observed values.
     ConfigError
         If an argument is out of range.
 
@@ -102,7 +103,7 @@ def check_aggregator(
     check_integer("max_examples", max_examples, low=1, fix="pass for example max_examples=200")
     share = getattr(rule, "byz_fraction", LARGEST_SHARE) if byz_fraction is None else byz_fraction
     limit = exact_share(check_byz_fraction("byz_fraction", share))
-    claim.bound(float(limit))  # what is no constant is refused before the search
+    claim.bound(float(limit))  # an invalid constant is refused before the search
     search = settings(
         max_examples=max_examples,
         derandomize=derandomize,
@@ -116,7 +117,7 @@ def check_aggregator(
 
 
 def check_claim(claim: Claim, limit: Fraction, search: settings, seconds: float = 5.0) -> None:
-    """Check all of a claim: edges first, for they are cheap and explain most."""
+    """Check all of a claim, edge cases first: they are cheap and explain most failures."""
     check_edges(claim, seconds)
     check_laws(claim, search)
     check_bound(claim, limit, search)
@@ -132,7 +133,7 @@ def claim_of(
     tolerance: float = 1e-9,
     device: str | torch.device = "cpu",
 ) -> Claim:
-    """Return what is claimed of a rule: what the caller says, else what it declares itself."""
+    """Return the claims about a rule: the caller's, otherwise those it declares itself."""
     if not callable(rule):
         raise ConfigError("rule", rule, "called as rule(rows, weights)", "pass a rule or function")
     if max_rows is not None:
@@ -152,7 +153,7 @@ def claim_of(
 
 
 def _laws(laws: object) -> frozenset[Law]:
-    """Return laws that are given as such, or by name as errors tell them."""
+    """Return laws passed as members or by name."""
     names = [law.name if isinstance(law, Law) else law for law in _items("laws", laws)]
     if not all(name in Law.__members__ for name in names):
         legal = f"a collection of {', '.join(Law.__members__)}"
@@ -173,7 +174,7 @@ def _items(name: str, value: object) -> tuple[Any, ...]:
 
 # --- the three groups --------------------------------------------------------------------------
 def check_edges(claim: Claim, seconds: float = 5.0) -> None:
-    """Check a rule on fixed inputs at the edge of its domain."""
+    """Check a rule on fixed inputs at the edges of its domain."""
     for check in EDGES:
         check(claim)
     check_time(claim, seconds)
@@ -203,25 +204,25 @@ def check_bound(claim: Claim, limit: Fraction, search: settings) -> None:
     if all(claim.bound(float(limit * n / 20)) is None for n in range(21)):
         return
 
-    def inequality(attack: Attack) -> None:
-        excess = check_inequality(claim, attack)
+    def inequality(case: BoundCase) -> None:
+        excess = check_inequality(claim, case)
         target(min(excess, 1e6), label="share of the bound")
 
-    # Not for rows that must be honest: any of these may be a liar's.
-    for attack in () if claim.trusted or most < 4 else witnesses(limit):
-        check_inequality(claim, attack)
-    _run(search, attacks(limit, max_rows=most, trusted=claim.trusted), inequality)
+    # Skipped with trusted rows: in these cases any row may belong to a liar.
+    for case in () if claim.trusted or most < 4 else witnesses(limit):
+        check_inequality(claim, case)
+    _run(search, bound_cases(limit, max_rows=most, trusted=claim.trusted), inequality)
 
 
-def check_inequality(claim: Claim, attack: Attack) -> float:
+def check_inequality(claim: Claim, case: BoundCase) -> float:
     """Check ``‖A − x̄_G‖² <= c ρ²`` for every admissible G, in float64 and in float32.
 
     Returns
     -------
     float
-        The largest ratio as a part of c: 1 where the bound is attained.
+        The largest ratio divided by c: 1 if the bound is attained.
     """
-    (rows, weights), share = attack
+    (rows, weights), share = case
     constant = claim.bound(float(share))
     if constant is None:
         return 0.0
@@ -230,7 +231,7 @@ def check_inequality(claim: Claim, attack: Attack) -> float:
         result = claim.call(x, weights)
         found = worst(result, x, weights, share, claim.trusted)
         if found.ratio > constant * (1.0 + ROUNDING):
-            seen = {
+            observed = {
                 "λ": str(share),
                 "result": shown(result),
                 "G": list(found.honest),
@@ -240,14 +241,14 @@ def check_inequality(claim: Claim, attack: Attack) -> float:
                 "ratio": f"{found.ratio:.6g}, allowed c = {constant:.6g}",
             }
             expected = "distance² <= c · deviation² for every G of weight at least (1 - λ) S"
-            raise LawError("BOUND", expected, Weighted(x, weights), seen)
+            raise LawError("BOUND", expected, Weighted(x, weights), observed)
         if constant > 0.0:
             nearest = max(nearest, found.ratio / constant)
     return nearest
 
 
 def _run(search: settings, cases: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Put drawn cases to a check; raise what it raises on the smallest that it refuses."""
+    """Run a check on drawn cases, and raise its error for the smallest failing case."""
 
     @search
     @given(cases)
@@ -257,7 +258,7 @@ def _run(search: settings, cases: st.SearchStrategy[Any], check: Callable[[Any],
     try:
         run()
     except LawError as error:
-        # Hypothesis adds the input as code; the message shows it already.
+        # Hypothesis adds the input as code, which the message already shows.
         error.__notes__ = []
         raise error.with_traceback(None) from error.__cause__
     except Flaky as error:

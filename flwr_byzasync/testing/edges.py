@@ -1,4 +1,4 @@
-"""Inputs at the edge of what a rule may be given: fixed ones, the same for every rule."""
+"""Edge cases: fixed inputs at the edges of a rule's domain, the same for every rule."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from flwr_byzasync.testing.claim import Claim, LawError, shown
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MANY, LONG = 1000, 30
-"""Rows and coordinates of the input that must not take for ever."""
+"""Rows and coordinates of the timed input."""
 
 
 def check_dtypes(claim: Claim) -> None:
@@ -23,20 +23,20 @@ def check_dtypes(claim: Claim) -> None:
 
 
 def check_one_row(claim: Claim) -> None:
-    """Check that one row gives a result: that row to the bit, where AGREEMENT is declared."""
+    """Check that one row gives a result: exactly that row, if AGREEMENT is declared."""
     for dtype in DTYPES:
         row = torch.tensor([[0.1, -3e4, 1e-7]], dtype=dtype)
         _agreed(claim, row, torch.tensor([0.3]))
 
 
 def check_equal_rows(claim: Claim) -> None:
-    """Check that rows of zeros give a result: zeros, where AGREEMENT is declared."""
+    """Check that equal rows give a result: exactly that row, if AGREEMENT is declared."""
     _agreed(claim, torch.zeros(4, 3), torch.tensor([1, 2, 0, 5]))
     _agreed(claim, torch.full((2, 1), 0.1), torch.tensor([0.1, 0.2]))
 
 
 def check_zero_weights(claim: Claim) -> None:
-    """Check that rows of weight zero may hold anything."""
+    """Check that rows of weight zero may hold any value."""
     for value in (0.0, 1e30, torch.nan, torch.inf, -torch.inf):
         rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [value, value]])
         _finite(claim, rows, torch.tensor([1, 2, 0]))
@@ -47,8 +47,7 @@ def check_zero_weights(claim: Claim) -> None:
 def check_halves(claim: Claim) -> None:
     """Check that two rows of equal weight give their midpoint.
 
-    A convention of this package, for rules that know no order of the rows and no origin:
-    PERMUTATION and TRANSLATION.
+    A convention of this package, for rules that declare PERMUTATION and TRANSLATION.
     """
     symmetric = {Law.PERMUTATION, Law.TRANSLATION} <= claim.laws
     if not symmetric or not claim.covers(2):
@@ -60,14 +59,14 @@ def check_halves(claim: Claim) -> None:
         result = claim.call(*case)
         if not torch.allclose(result, middle, rtol=0.0, atol=max(claim.tolerance, 1e-7)):
             expected = "two rows of equal weight give their midpoint"
-            seen = {"result": shown(result), "expected": shown(middle)}
-            raise LawError("HALVES", expected, case, seen)
+            observed = {"result": shown(result), "expected": shown(middle)}
+            raise LawError("HALVES", expected, case, observed)
 
 
 def check_tenths(claim: Claim) -> None:
-    """Check that weights of 0.1 are as good as weights of 1, where WEIGHT_SCALE is declared.
+    """Check that weights of 0.1 give the same as weights of 1, if WEIGHT_SCALE is declared.
 
-    Their sums round: six of ten are not exactly twice three of them.
+    Sums of 0.1 round: the sum of six is not exactly twice the sum of three.
     """
     for count in (2, 6, 10):
         if Law.WEIGHT_SCALE not in claim.laws or not claim.covers(count):
@@ -76,8 +75,8 @@ def check_tenths(claim: Claim) -> None:
         case = Weighted(rows, torch.full((count,), 0.1, dtype=torch.float64))
         result, whole = claim.call(*case), claim.call(rows, torch.ones(count))
         if not torch.allclose(result, whole, rtol=0.0, atol=max(claim.tolerance, 1e-12) * count):
-            seen = {"result": shown(result), "with weights of 1": shown(whole)}
-            raise LawError(Law.WEIGHT_SCALE.name, Law.WEIGHT_SCALE.value, case, seen)
+            observed = {"result": shown(result), "with weights of 1": shown(whole)}
+            raise LawError(Law.WEIGHT_SCALE.name, Law.WEIGHT_SCALE.value, case, observed)
 
 
 def check_huge(claim: Claim) -> None:
@@ -89,9 +88,9 @@ def check_huge(claim: Claim) -> None:
 
 
 def check_time(claim: Claim, seconds: float) -> None:
-    """Check that 1,000 rows of 30 coordinates take at most `seconds`, the best of three times.
+    """Check that 1,000 rows of 30 coordinates take at most `seconds`, best of three runs.
 
-    Left out for a rule with a limit on its rows: it says itself that its cost explodes.
+    Skipped for a rule with a limit on its rows, which declares that its cost explodes.
     """
     if claim.max_rows is not None:
         return
@@ -125,9 +124,9 @@ def _finite(claim: Claim, rows: Tensor, weights: Tensor) -> None:
         return
     result = claim.call(rows, weights)
     if not bool(result.isfinite().all()):
-        seen = {"result": shown(result)}
+        observed = {"result": shown(result)}
         expected = "finite rows of positive weight give a finite result"
-        raise LawError("DEFINED", expected, Weighted(rows, weights), seen)
+        raise LawError("DEFINED", expected, Weighted(rows, weights), observed)
 
 
 def _agreed(claim: Claim, rows: Tensor, weights: Tensor) -> None:
@@ -135,6 +134,6 @@ def _agreed(claim: Claim, rows: Tensor, weights: Tensor) -> None:
     if Law.AGREEMENT in claim.laws and claim.covers(len(rows)):
         result = claim.call(rows, weights)
         if not torch.equal(result, rows[0]):
-            seen = {"result": shown(result), "expected": shown(rows[0])}
+            observed = {"result": shown(result), "expected": shown(rows[0])}
             expected = f"{Law.AGREEMENT.value}, to the bit"
-            raise LawError(Law.AGREEMENT.name, expected, Weighted(rows, weights), seen)
+            raise LawError(Law.AGREEMENT.name, expected, Weighted(rows, weights), observed)

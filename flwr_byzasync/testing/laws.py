@@ -1,4 +1,4 @@
-"""The laws, one check each: on drawn inputs, what a rule declares and what every rule keeps."""
+"""The laws, one check each: those a rule declares, and those that every rule must satisfy."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,10 +12,10 @@ from flwr_byzasync.testing.claim import Claim, LawError, shown
 
 Check = Callable[[Claim, Trial], None]
 ROUNDINGS = 8
-"""Roundings of the largest value by which two results that should be equal may differ."""
+"""Units of rounding of the largest value by which two equal results may differ."""
 
 
-# --- what a rule declares ----------------------------------------------------------------------
+# --- declared laws -----------------------------------------------------------------------------
 def check_copies(claim: Claim, trial: Trial) -> None:
     """Check that an integer weight s means s copies of the row."""
     rows, weights = trial.case
@@ -61,13 +61,13 @@ def check_weight_scale(claim: Claim, trial: Trial) -> None:
 
 
 def check_agreement(claim: Claim, trial: Trial) -> None:
-    """Check that rows that are all equal give that row, to the bit."""
+    """Check that equal rows give exactly that row."""
     row = trial.case.rows[0]
     case = Weighted(row.repeat(len(trial.case.rows), 1), trial.case.weights)
     result = claim.call(*case)
     if not torch.equal(result, row):
-        seen = {"result": shown(result), "difference": shown(result - row)}
-        raise LawError(Law.AGREEMENT.name, f"{Law.AGREEMENT.value}, to the bit", case, seen)
+        observed = {"result": shown(result), "difference": shown(result - row)}
+        raise LawError(Law.AGREEMENT.name, f"{Law.AGREEMENT.value}, to the bit", case, observed)
 
 
 def check_hull(claim: Claim, trial: Trial) -> None:
@@ -77,8 +77,8 @@ def check_hull(claim: Claim, trial: Trial) -> None:
     rounding = ROUNDINGS * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=0)
     result = claim.call(*trial.case)
     if not bool((result >= low - rounding).all() and (result <= high + rounding).all()):
-        seen = {"result": shown(result), "lowest": shown(low), "highest": shown(high)}
-        raise LawError(Law.HULL.name, Law.HULL.value, trial.case, seen)
+        observed = {"result": shown(result), "lowest": shown(low), "highest": shown(high)}
+        raise LawError(Law.HULL.name, Law.HULL.value, trial.case, observed)
 
 
 LAWS: Mapping[Law, Check] = MappingProxyType(
@@ -95,34 +95,34 @@ LAWS: Mapping[Law, Check] = MappingProxyType(
 """The check of each law. The first five need rows on which translation and scaling are exact."""
 
 
-# --- what every rule keeps ---------------------------------------------------------------------
+# --- laws of every rule ------------------------------------------------------------------------
 def check_unwritten(claim: Claim, trial: Trial) -> None:
     """Check that inputs are not written, and that results are new memory."""
-    given = Weighted(*(t.to(claim.device, copy=True) for t in trial.case))
-    result = claim.raw(*given)
+    inputs = Weighted(*(t.to(claim.device, copy=True) for t in trial.case))
+    result = claim.raw(*inputs)
     first = result.detach().clone()
-    law, seen = "UNWRITTEN", {"result": shown(first)}
-    if not _unchanged(given, trial.case):
-        raise LawError(law, "a rule does not write its inputs", trial.case, seen)
+    law, observed = "UNWRITTEN", {"result": shown(first)}
+    if not _unchanged(inputs, trial.case):
+        raise LawError(law, "a rule does not write its inputs", trial.case, observed)
     alias = "a result is new memory: writing to it changes neither inputs nor later results"
     try:
         result.detach().fill_(7.0)
     except RuntimeError as error:
-        raise LawError(law, alias, trial.case, {**seen, "raised": error}) from error
-    if not _unchanged(given, trial.case):
-        raise LawError(law, alias, trial.case, seen)
-    again = claim.raw(*given)
+        raise LawError(law, alias, trial.case, {**observed, "raised": error}) from error
+    if not _unchanged(inputs, trial.case):
+        raise LawError(law, alias, trial.case, observed)
+    again = claim.raw(*inputs)
     if not torch.equal(first.nan_to_num(), again.nan_to_num()):
-        seen["second call"] = shown(again)
+        observed["second call"] = shown(again)
         expected = "the same inputs give the same result, to the bit"
-        raise LawError("REPEATABLE", expected, trial.case, seen)
+        raise LawError("REPEATABLE", expected, trial.case, observed)
 
 
 def check_absent(claim: Claim, trial: Trial) -> None:
     """Check that rows of weight zero are as if absent, whatever they hold."""
     rows, weights = trial.case
     extra, none = torch.full_like(rows[:2], trial.filling), torch.zeros_like(weights[:2])
-    # A row that is trusted is known by its index: no other comes before it.
+    # A trusted row is identified by its index, so no row may be inserted before it.
     before = 0 if claim.trusted else len(none)
     padded = Weighted(
         torch.cat([extra[:before], rows, extra]), torch.cat([none[:before], weights, none])
@@ -161,11 +161,11 @@ def _same(
     case: Weighted,
     other: Tensor,
     note: str,
-    wanted: Callable[[Tensor], Tensor] = lambda result: result,
+    transform: Callable[[Tensor], Tensor] = lambda result: result,
 ) -> None:
-    """Raise unless `other` is what `wanted` makes of the result, to rounding."""
+    """Raise unless `other` equals the transformed result up to rounding."""
     result = claim.call(*case)
-    expected = wanted(result)
+    expected = transform(result)
     used = case.rows[case.weights > 0]
     spread = (used - used[0]).abs().max()
     unit = torch.finfo(case.rows.dtype).eps
@@ -174,13 +174,13 @@ def _same(
     difference = float((other - expected).abs().max())
     if not difference <= allowed:
         name, expectation = (law.name, law.value) if isinstance(law, Law) else (law, EXPECTED[law])
-        seen = {
+        observed = {
             "result": shown(result),
             "expected": shown(expected),
             "got": f"{shown(other)}, {note}",
             "difference": f"{difference:.3g}, allowed {allowed:.3g}",
         }
-        raise LawError(name, expectation, case, seen)
+        raise LawError(name, expectation, case, observed)
 
 
 def _times(weights: Tensor, factor: float) -> Tensor:
@@ -188,5 +188,5 @@ def _times(weights: Tensor, factor: float) -> Tensor:
     return weights * factor if isinstance(factor, int) else weights.double() * factor
 
 
-def _unchanged(given: Weighted, before: Weighted) -> bool:
-    return all(torch.equal(a.cpu(), b) for a, b in zip(given, before, strict=True))
+def _unchanged(inputs: Weighted, before: Weighted) -> bool:
+    return all(torch.equal(a.cpu(), b) for a, b in zip(inputs, before, strict=True))

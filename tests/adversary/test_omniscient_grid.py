@@ -14,7 +14,7 @@ from flwr_byzasync import AsyncRobust, ConfigError, Gradient, Query, Quorum, Vir
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CoordinateWiseMedian, GeometricMedian, Mean
 from flwr_byzasync.attacks import (
-    Attack,
+    AttackInfo,
     Empire,
     Flood,
     Knowledge,
@@ -32,7 +32,7 @@ from flwr_byzasync.optimizers import SGD
 class Spy:
     """Sends zeros and keeps what it was shown."""
 
-    ATTACK: ClassVar[Attack] = Attack("spy", Needs.EVERYTHING, ("here",))
+    INFO: ClassVar[AttackInfo] = AttackInfo("spy", Needs.EVERYTHING, ("here",))
     memory: int = 2
     calls: list[tuple[Tensor, Knowledge]] = field(default_factory=list)
 

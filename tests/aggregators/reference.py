@@ -1,4 +1,4 @@
-"""The rules once more, written for accuracy alone: numpy in long double, nothing of ours."""
+"""Reference implementations of the rules in NumPy long double, independent of the package."""
 
 import numpy as np
 
@@ -102,10 +102,10 @@ def residual(rows: Array, weights: Array, z: Array, scale: float = 1.0) -> float
 def ctma(rows: Array, weights: Array, lam: float, centre: Array) -> Array:
     """Mean of the (1 − λ) S of weight nearest to the centre; equal distances share."""
     x, w = _long(rows, weights)
-    distance, wanted, kept = norms(x - centre), 1 - LONG(lam), LONG(0) * w
+    distance, target, kept = norms(x - centre), 1 - LONG(lam), LONG(0) * w
     for cut in np.unique(distance):
         tied = abs(distance - cut) <= 1e-12 * cut
-        missing = wanted - kept[~tied].sum()
+        missing = target - kept[~tied].sum()
         kept[tied] = w[tied] * max(0, min(1, missing / w[tied].sum()))
     share = kept / kept.sum()
     return centre + share @ (x - centre)

@@ -1,9 +1,11 @@
-"""The kit itself: broken rules are caught by what they break, right ones pass."""
+"""The conformance kit itself: mutants are caught by the law they break, correct rules pass."""
 
 import doctest
 import pickle
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from flwr_byzasync.aggregators import (
     Mean,
 )
 from flwr_byzasync.testing import LawError, Weighted, check_aggregator, shares, weighted_rows
-from flwr_byzasync.testing.adversarial_cases import adversarial_rows, attacks
+from flwr_byzasync.testing.adversarial_cases import adversarial_rows, bound_cases
 from flwr_byzasync.testing.cases import trials
 from flwr_byzasync.testing.conformance import (
     check_bound,
@@ -32,7 +34,7 @@ from flwr_byzasync.testing.conformance import (
     claim_of,
 )
 from flwr_byzasync.testing.edges import check_time
-from flwr_byzasync.testing.mutants import PLANTED, Planted
+from flwr_byzasync.testing.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 MEDIAN = CoordinateWiseMedian()
@@ -48,26 +50,43 @@ FINDING = settings(
 )
 
 
-def name_of(planted: Planted) -> str:
-    return f"{getattr(planted.rule, '__name__', planted.rule)}: {planted.caught}"
+def name_of(mutant: Mutant) -> str:
+    return f"{getattr(mutant.rule, '__name__', mutant.rule)}: {mutant.caught}"
 
 
 # --- what is caught ----------------------------------------------------------------------------
-@pytest.mark.parametrize("planted", PLANTED, ids=name_of)
-def test_a_broken_rule_is_caught_by_what_it_breaks(planted: Planted) -> None:
-    claim = claim_of(planted.rule, laws=planted.laws, bound=planted.bound)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=name_of)
+def test_a_broken_rule_is_caught_by_what_it_breaks(mutant: Mutant) -> None:
+    claim = claim_of(mutant.rule, laws=mutant.laws, bound=mutant.bound)
+    bounded = mutant.caught == "BOUND"
+    check = check_bound if bounded else check_claim
+    with pytest.raises(LawError) as caught:
+        check(claim, Fraction(9, 20), settings(FINDING, max_examples=200 if bounded else 40))
+    assert caught.value.law == mutant.caught
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=name_of)
+def test_a_broken_rule_is_refuted_by_nothing_else(mutant: Mutant) -> None:
+    claim = claim_of(mutant.rule, laws=mutant.laws, bound=mutant.bound)
     with pytest.raises(LawError) as caught:
         check_claim(claim, Fraction(9, 20), FINDING)
-    assert caught.value.law == planted.caught
+    assert caught.value.law == mutant.caught
 
 
-def test_every_law_is_broken_by_a_planted_rule() -> None:
+def test_every_law_is_broken_by_a_mutant() -> None:
     always = {"BOUND", "HALVES", "UNWRITTEN", "REPEATABLE", "DEFINED", "ABSENT", "DTYPE"}
-    assert {planted.caught for planted in PLANTED} == {law.name for law in Law} | always
+    assert {mutant.caught for mutant in MUTANTS} == {law.name for law in Law} | always
 
 
-@pytest.mark.parametrize("factor", [0.9, 0.97])
-@pytest.mark.parametrize("lam", [0.1, 0.25, 0.4])
+@pytest.mark.parametrize(
+    ("lam", "factor"),
+    [
+        (0.25, 0.97),
+        *(pytest.param(lam, 0.97, marks=pytest.mark.slow) for lam in (0.1, 0.4)),
+        *(pytest.param(lam, 0.9, marks=pytest.mark.slow) for lam in (0.1, 0.25, 0.4)),
+    ],
+)
 def test_a_bound_that_is_a_little_too_small_is_refuted(lam: float, factor: float) -> None:
     with pytest.raises(LawError, match="BOUND is broken") as caught:
         check_aggregator(
@@ -77,7 +96,7 @@ def test_a_bound_that_is_a_little_too_small_is_refuted(lam: float, factor: float
             byz_fraction=lam,
             max_examples=100,
         )
-    # One of two places, and a hair more than half of the weight in it.
+    # One of two places, and slightly more than half of the weight in it.
     rows, weights = caught.value.case
     assert set(rows.flatten().tolist()) == {0.0, 1.0} and (weights > 0).sum() <= 4
 
@@ -96,16 +115,16 @@ def test_weights_of_another_dtype_must_mean_the_same() -> None:
         return MEDIAN(rows, weights if not weights.is_floating_point() else (weights > 0).int())
 
     with pytest.raises(LawError, match="WEIGHT_DTYPES is broken"):
-        check_claim(claim_of(integers_only), Fraction(0), FINDING)
+        check_laws(claim_of(integers_only), settings(FINDING, max_examples=20))
 
 
-def test_time_is_limited() -> None:
+def test_the_time_of_a_rule_is_limited() -> None:
     with pytest.raises(LawError, match="TIME is broken: 1000 rows of 30 coordinates take at most"):
         check_time(claim_of(Mean()), seconds=1e-9)
     check_time(claim_of(Mean(), max_rows=10), seconds=1e-9)
 
 
-def test_more_rows_than_a_rule_takes_are_not_asked_of_it() -> None:
+def test_a_rule_is_not_called_with_more_rows_than_it_accepts() -> None:
     def few(rows: Tensor, weights: Tensor) -> Tensor:
         if len(rows) > 5:
             raise ValueError("too many rows")
@@ -113,10 +132,11 @@ def test_more_rows_than_a_rule_takes_are_not_asked_of_it() -> None:
 
     with pytest.raises(LawError, match="DEFINED is broken"):
         check_aggregator(few)
-    check_aggregator(few, laws=Law, bound=MEDIAN.bound, max_rows=5, max_examples=20)
+    check_aggregator(few, laws=Law, bound=MEDIAN.bound, max_rows=5, max_examples=20, seconds=60.0)
 
 
-def test_a_row_that_must_be_honest_is_in_every_set_and_has_weight() -> None:
+@pytest.mark.slow
+def test_a_trusted_row_is_in_every_honest_set_and_has_weight() -> None:
     def first(rows: Tensor, weights: Tensor) -> Tensor:
         assert weights[0] > 0
         nearest = ((rows - rows[0]).norm(dim=1) <= 0.0) & (weights > 0)
@@ -130,45 +150,54 @@ def test_a_row_that_must_be_honest_is_in_every_set_and_has_weight() -> None:
 
 # --- what passes -------------------------------------------------------------------------------
 def median_of_a_third_party(rows: Tensor, weights: Tensor) -> Tensor:
-    kept, mass = rows[weights > 0], weights[weights > 0].double()
+    kept, used_weights = rows[weights > 0], weights[weights > 0].double()
     values, order = kept.sort(dim=0)
-    share = mass[order].cumsum(dim=0) / mass.sum()
+    share = used_weights[order].cumsum(dim=0) / used_weights.sum()
     low, high = (share < 0.5 - 1e-9).sum(dim=0), (share <= 0.5 + 1e-9).sum(dim=0)
     a, b = (values.gather(0, i.unsqueeze(0))[0] for i in (low, high))
     return torch.where(a == b, a, a / 2 + b / 2)
 
 
-@pytest.mark.parametrize("lam", [None, 0.0, 0.3])
-def test_a_function_that_is_right_passes(lam: float | None) -> None:
+@pytest.mark.parametrize(
+    ("lam", "examples"),
+    [(None, 10), *(pytest.param(lam, 50, marks=pytest.mark.slow) for lam in (None, 0.0, 0.3))],
+)
+def test_a_function_that_is_right_passes(lam: float | None, examples: int) -> None:
     check_aggregator(
         median_of_a_third_party,
         laws=Law,
         bound=lambda share: 1 / (1 - 2 * share),
         byz_fraction=lam,
-        max_examples=50,
+        max_examples=examples,
+        seconds=60.0,
     )
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", [MEDIAN, GeometricMedian(), CTMA(MEDIAN, byz_fraction=0.3)])
-def test_a_rule_that_is_right_passes(rule: Aggregator) -> None:
-    check_aggregator(rule, max_examples=30)
+def test_a_rule_that_is_right_passes(rule: Aggregator, examples: int) -> None:
+    check_aggregator(rule, max_examples=examples, seconds=60.0)
 
 
 def test_a_function_that_declares_nothing_must_only_be_a_rule() -> None:
-    check_aggregator(lambda rows, weights: Mean()(rows, weights) * 0.9, max_examples=30)
+    def shrunk(rows: Tensor, weights: Tensor) -> Tensor:
+        return Mean()(rows, weights) * 0.9
+
+    check_aggregator(shrunk, max_examples=30, seconds=60.0)
 
 
-# --- how it is told ----------------------------------------------------------------------------
+# --- error messages ---------------------------------------------------------------------------
 def test_the_same_check_finds_the_same_input() -> None:
     def shrunk(rows: Tensor, weights: Tensor) -> Tensor:
         return Mean()(rows, weights) * 0.9
 
-    told = []
+    quick = settings(FINDING, max_examples=20)
+    messages = []
     for _ in range(2):
         with pytest.raises(LawError, match="TRANSLATION is broken") as caught:
-            check_laws(claim_of(shrunk, laws=[Law.TRANSLATION]), FINDING)
-        told.append(str(caught.value))
-    assert told[0] == told[1]
+            check_laws(claim_of(shrunk, laws=[Law.TRANSLATION]), quick)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def test_an_exception_of_the_rule_is_shown_with_its_input() -> None:
@@ -213,11 +242,11 @@ def test_an_argument_that_cannot_work_is_named(claims: dict[str, object], names:
         check_aggregator(**{"rule": MEDIAN, **claims})  # type: ignore[arg-type]
 
 
-def test_laws_may_be_named_as_errors_name_them() -> None:
-    check_aggregator(MEDIAN, laws=["COPIES", Law.HULL], max_examples=5)
+def test_laws_can_be_passed_by_name() -> None:
+    assert claim_of(MEDIAN, laws=["COPIES", Law.HULL]).laws == {Law.COPIES, Law.HULL}
     with pytest.raises(LawError, match=r"^HULL is broken"):
-        check_aggregator(
-            lambda rows, weights: MEDIAN(rows, weights) + 1, laws=["HULL"], max_examples=5
+        check_laws(
+            claim_of(lambda rows, weights: MEDIAN(rows, weights) + 1, laws=["HULL"]), FINDING
         )
 
 
@@ -238,36 +267,36 @@ def test_shares_stay_below_their_limit(share: Fraction) -> None:
     assert 0 <= share <= Fraction(2, 5)
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        lambda case: bool((case.weights == 0).any()),
-        lambda case: bool((2 * case.weights == case.weights.sum()).any()),
-        lambda case: len(case.rows) > len(case.rows.unique(dim=0)),
-        lambda case: bool(case.rows.abs().max() > 1e80),
-        lambda case: 0.0 < float(torch.pdist(case.rows).min()) < 1e-5 and len(case.rows) > 2,
-    ],
-    ids=["zero weights", "exact halves", "duplicates", "huge", "near ties"],
-)
-def test_what_breaks_rules_is_drawn(wanted: object) -> None:
-    seen = []
+HARD: dict[str, Callable[[Weighted], bool]] = {
+    "zero weights": lambda case: bool((case.weights == 0).any()),
+    "exact halves": lambda case: bool((2 * case.weights == case.weights.sum()).any()),
+    "duplicates": lambda case: len(case.rows) > len(case.rows.unique(dim=0)),
+    "huge": lambda case: bool(case.rows.abs().max() > 1e80),
+    "near ties": lambda case: (
+        0.0 < float(torch.pdist(case.rows).min()) < 1e-5 and len(case.rows) > 2
+    ),
+}
+
+
+def test_hard_cases_are_drawn() -> None:
+    found = Counter[str]()
 
     @settings(FINDING, max_examples=300)
     @given(weighted_rows("integers", "far", "near", max_rows=5))
     def draw(case: Weighted) -> None:
         if len(case.rows) > 1:
-            seen.append(wanted(case))  # type: ignore[operator]
+            found.update(name for name, holds in HARD.items() if holds(case))
 
     draw()
-    assert sum(seen) >= 3
+    assert all(found[name] >= 3 for name in HARD), found
 
 
-def test_the_inequality_says_how_near_it_came() -> None:
+def test_the_inequality_reports_how_close_a_case_comes() -> None:
     claim = claim_of(MEDIAN)
     found = []
 
     @FINDING
-    @given(attacks(limit=Fraction(2, 5)))
+    @given(bound_cases(limit=Fraction(2, 5)))
     def draw(attack: object) -> None:
         found.append(check_inequality(claim, attack))  # type: ignore[arg-type]
 
@@ -276,7 +305,7 @@ def test_the_inequality_says_how_near_it_came() -> None:
 
 
 def test_a_trial_reorders_all_rows() -> None:
-    @FINDING
+    @settings(FINDING, max_examples=30)
     @given(trials("integers"))
     def draw(trial: object) -> None:
         assert sorted(trial.order) == list(range(len(trial.case.rows)))  # type: ignore[attr-defined]
@@ -285,7 +314,8 @@ def test_a_trial_reorders_all_rows() -> None:
 
 
 # --- the package -------------------------------------------------------------------------------
-def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does() -> None:
+@pytest.mark.slow
+def test_only_the_kit_needs_hypothesis_and_says_so() -> None:
     script = (
         "import sys; sys.modules['hypothesis'] = None\n"
         "import flwr_byzasync, flwr_byzasync.aggregators\n"
@@ -295,11 +325,12 @@ def test_the_package_needs_no_hypothesis_and_the_kit_says_that_it_does() -> None
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    told = 'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".\n'
-    assert done.stdout == told
+    expected = 'flwr_byzasync.testing needs hypothesis: run pip install "flwr-byzasync[testing]".\n'
+    assert done.stdout == expected
 
 
-def test_the_examples_of_the_document_are_true() -> None:
+@pytest.mark.slow
+def test_the_examples_in_the_documentation_are_true() -> None:
     page = str(ROOT / "docs" / "testing.md")
     result = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 5 and result.failed == 0

@@ -1,4 +1,4 @@
-"""Trimmed mean and mean around the median: formulas, constants, and what comes near them."""
+"""Trimmed mean and mean around the median: formulas, constants, and witnesses near them."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -118,7 +118,7 @@ def test_the_constant_holds_for_every_admissible_set(
 
 
 def two_sides(lam: Fraction) -> Weighted:
-    """Which of the rows that are a share λ are liars, nobody can tell."""
+    """Any rows that hold a share λ may be the liars; no rule can distinguish them."""
     share = float(lam)
     return column([0.0, 0.0, 1.0], [1 - 2 * share, share, share])
 
@@ -139,9 +139,9 @@ def test_no_rule_has_a_smaller_constant_than_the_trimmed_mean(lam: Fraction) -> 
 
 @pytest.mark.parametrize("lam", LAMBDAS, ids=str)
 def test_the_constant_of_meamed_is_sharp(lam: Fraction) -> None:
-    share, hair = float(lam), 1e-5
+    share, offset = float(lam), 1e-5
     half = 0.5 - share
-    weights = [half + hair, half - hair, share, share]
+    weights = [half + offset, half - offset, share, share]
     case = column([0.0, 2 * share, 1.0, -1.0 + 1e-6], weights)
     constant = bound_of(Meamed(share), share)
     assert constant is not None

@@ -1,7 +1,6 @@
-"""Krum, Multi-Krum, Bulyan and MDA: formulas, constants, and what ruins them."""
+"""Krum, Multi-Krum, Bulyan and MDA: formulas, constants, and counterexamples."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import combinations, pairwise
 from math import sqrt
@@ -13,7 +12,16 @@ from hypothesis import assume, given, settings, target
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flwr_byzasync.aggregators import MDA, Aggregator, Bulyan, Krum, Mean, MultiKrum, build
+from flwr_byzasync.aggregators import (
+    MDA,
+    Aggregator,
+    Bulyan,
+    Krum,
+    Mean,
+    MultiKrum,
+    build,
+    cliques,
+)
 from flwr_byzasync.aggregators.bulyan import bulyan_bound
 from flwr_byzasync.aggregators.krum import krum_bound
 from flwr_byzasync.aggregators.mda import ball_diameter_bound, diameter_bound
@@ -55,22 +63,22 @@ def close(result: Array, expected: Array, rows: Array) -> None:
 
 
 # --- formulas, row by row ----------------------------------------------------------------------
-def fill(order: Array, keys: Array, weights: Array, wanted: float) -> Array:
-    """Weights taken in the order of `keys` until they hold `wanted`; equal keys share."""
+def fill(order: Array, keys: Array, weights: Array, target_weight: float) -> Array:
+    """Weights taken in the order of `keys` until they hold `target_weight`; equal keys share."""
     taken = np.zeros(len(weights))
-    while wanted > 1e-12 * weights.sum():
+    while target_weight > 1e-12 * weights.sum():
         key = min(keys[i] for i in order if taken[i] == 0)
         tied = [i for i in order if taken[i] == 0 and keys[i] <= key * (1 + TIE) + 1e-300]
-        part = min(1.0, wanted / weights[tied].sum())
+        part = min(1.0, target_weight / weights[tied].sum())
         taken[tied] = part * weights[tied]
-        wanted -= taken[tied].sum()
+        target_weight -= taken[tied].sum()
     return taken
 
 
 def scores_by_hand(rows: Array, weights: Array, lam: float) -> Array:
     squares, everyone = distances(rows) ** 2, np.arange(len(rows))
-    wanted = (1 - lam) * weights.sum()
-    return np.array([fill(everyone, row, weights, wanted) @ row for row in squares])
+    target_weight = (1 - lam) * weights.sum()
+    return np.array([fill(everyone, row, weights, target_weight) @ row for row in squares])
 
 
 def krum_by_hand(rows: Array, weights: Array, lam: float) -> Array:
@@ -105,9 +113,9 @@ def bulyan_by_hand(rows: Array, weights: Array, lam: float) -> Array:
 def mda_by_hand(rows: Array, weights: Array, lam: float) -> Array:
     """Every set of rows, looked at one by one."""
     away, m = distances(rows), len(rows)
-    wanted = (1 - lam) * weights.sum() * (1 - TIE)
+    target_weight = (1 - lam) * weights.sum() * (1 - TIE)
     sets = [list(c) for k in range(1, m + 1) for c in combinations(range(m), k)]
-    heavy = [c for c in sets if weights[c].sum() >= wanted]
+    heavy = [c for c in sets if weights[c].sum() >= target_weight]
     least = min(away[np.ix_(c, c)].max() for c in heavy) * (1 + TIE)
     tight = [c for c in heavy if away[np.ix_(c, c)].max() <= least]
     largest = [c for c in tight if not any(set(c) < set(other) for other in tight)]
@@ -116,8 +124,8 @@ def mda_by_hand(rows: Array, weights: Array, lam: float) -> Array:
 
 
 def balls_by_hand(rows: Array, weights: Array, lam: float) -> Array:
-    away, wanted = distances(rows), (1 - lam) * weights.sum() * (1 - TIE)
-    radii = [min(r for r in row if weights[row <= r].sum() >= wanted) for row in away]
+    away, target_weight = distances(rows), (1 - lam) * weights.sum() * (1 - TIE)
+    radii = [min(r for r in row if weights[row <= r].sum() >= target_weight) for row in away]
     least = min(radii) * (1 + TIE)
     centres = [i for i, radius in enumerate(radii) if radius <= least]
     means = [
@@ -201,20 +209,20 @@ def reached_by(rule: Aggregator, rows: Array, weights: Array, honest: int) -> fl
 
 def krum_witness(lam: float) -> tuple[Array, Array, int]:
     """Rows of docs/theory/krum.md: ω in m rows, τ, the liars, one light liar that is chosen."""
-    q, m, spread, hair = 1 - 2 * lam, 1, 0.0, 1e-3
+    q, m, spread, offset = 1 - 2 * lam, 1, 0.0, 1e-3
     a = sqrt(lam / q)
     behind, far, z = -1 / a, 2 * a + 1 / a, 3 * a
     if lam > 1 / 3:
         z = far
     if lam < 1 / 4:
-        m, hair, p = 400, 4e-3, sqrt((1 - lam) / (1 + 2 * lam))
+        m, offset, p = 400, 4e-3, sqrt((1 - lam) / (1 + 2 * lam))
         a, spread = 2 * lam * p / q, p * sqrt(1 - 4 * lam) / q
         behind, far, z = -2 * p, 2 * (a + p), 2 * a + p
     rows = np.zeros((m + 3, m + 1))
     rows[:m, :m] = spread * (np.eye(m) - 1 / m)
     rows[:m, -1], rows[m:, -1] = a, (behind, far, z)
     moved = slice(m + 2, None) if 1 / 4 <= lam <= 1 / 3 else slice(m + 1, None)
-    rows[moved, -1] -= hair * (rows[moved, -1] - a)
+    rows[moved, -1] -= offset * (rows[moved, -1] - a)
     weights = np.append(np.full(m, q / m), (lam, 0.999 * lam, 0.001 * lam))
     return rows, weights, m + 1
 
@@ -315,21 +323,33 @@ def opposite(n: int) -> Array:
     return np.concatenate([np.eye(n // 2), -np.eye(n // 2)])
 
 
+def counting_masks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the masks that the search reads: a measure of its length on any machine."""
+    visited: list[int] = []
+    members = cliques.members
+
+    def recorded(mask: int) -> Iterator[int]:
+        visited.append(mask)
+        return members(mask)
+
+    monkeypatch.setattr(cliques, "members", recorded)
+    return visited
+
+
 @pytest.mark.parametrize("rows", [np.eye(20), opposite(20), opposite(32)], ids=len)
-def test_rows_with_many_cliques_take_bounded_time(rows: Array) -> None:
-    start = time.perf_counter()
+def test_the_search_over_rows_with_many_cliques_is_bounded(
+    rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited = counting_masks(monkeypatch)
     result = call(MDA(0.45, max_rows=32), rows, np.ones(len(rows)))
-    assert np.isfinite(result).all() and time.perf_counter() - start < 10.0
+    assert np.isfinite(result).all() and len(visited) < 1_000_000
 
 
-def test_seventeen_rows_are_searched_at_once() -> None:
-    rng, rule, best = np.random.default_rng(1), MDA(0.45), np.inf
+def test_the_search_over_seventeen_rows_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, rule, visited = np.random.default_rng(1), MDA(0.45), counting_masks(monkeypatch)
     for _ in range(5):
-        rows, weights = rng.standard_normal((17, 30)), rng.integers(1, 20, 17)
-        start = time.perf_counter()
-        call(rule, rows, weights)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.25
+        call(rule, rng.standard_normal((17, 30)), rng.integers(1, 20, 17))
+    assert 0 < len(visited) < 5 * 2_000
 
 
 def test_more_rows_than_max_rows_fall_back_to_a_ball_and_copies_do_not_count() -> None:

@@ -23,7 +23,7 @@ from flwr_byzasync.aggregators import (
     MoNNA,
     build,
 )
-from flwr_byzasync.aggregators.centered_clipping import GOLDEN, clipped_bound
+from flwr_byzasync.aggregators.centered_clipping import GOLDEN, centered_clipping_bound
 from flwr_byzasync.aggregators.monna import pivot_bound
 from flwr_byzasync.aggregators.rule import bound_of, laws_of
 from flwr_byzasync.testing import Weighted, admissible, adversarial_rows, ratio, shares
@@ -239,23 +239,25 @@ def test_clipping_keeps_its_constant_for_every_admissible_set(
 
 @pytest.mark.parametrize("lam", [Fraction(1, 50), Fraction(1, 10), Fraction(1, 4)], ids=str)
 def test_no_constant_of_clipping_is_below_two_thirds_of_ours(lam: Fraction) -> None:
-    share, hair = float(lam), 1e-5
-    beyond = GOLDEN * share - hair
+    share, offset = float(lam), 1e-5
+    beyond = GOLDEN * share - offset
     case = column([0.0, 0.0, 1.0], [1 - share - beyond, share, beyond])
     found = ratio(CenteredClipping(share), *case, lam)
     expected = GOLDEN * share / (1 - GOLDEN**2 * share)
     assert found == pytest.approx(expected, rel=5e-3)
-    assert 2 / 3 * clipped_bound(share) < found < clipped_bound(share)
+    assert 2 / 3 * centered_clipping_bound(share) < found < centered_clipping_bound(share)
 
 
 def test_the_constant_of_clipping_goes_to_zero_with_the_share() -> None:
-    assert CenteredClipping(0.0).bound(0.0) == 0.0 and clipped_bound(1e-6) < 1.7e-6
+    assert CenteredClipping(0.0).bound(0.0) == 0.0 and centered_clipping_bound(1e-6) < 1.7e-6
     for lam in map(float, LAMBDAS):
-        assert clipped_bound(lam) < 4 * lam / ((1 - lam) * (1 - 2 * lam))
-        assert clipped_bound(lam) < 1.72 / (1 - 2 * lam)
-    assert clipped_bound(0.3) < 2.5 and clipped_bound(0.3, 2) < clipped_bound(0.3)
+        assert centered_clipping_bound(lam) < 4 * lam / ((1 - lam) * (1 - 2 * lam))
+        assert centered_clipping_bound(lam) < 1.72 / (1 - 2 * lam)
+    assert centered_clipping_bound(0.3) < 2.5 and centered_clipping_bound(
+        0.3, 2
+    ) < centered_clipping_bound(0.3)
     assert CenteredClipping(0.3).bound(0.31) is None
-    assert CenteredClipping(0.3).bound(0.1) == clipped_bound(0.3)
+    assert CenteredClipping(0.3).bound(0.1) == centered_clipping_bound(0.3)
 
 
 @given(case=st.deferred(lambda: adversarial_rows(Fraction(1, 4))))
@@ -278,7 +280,7 @@ def test_a_radius_that_few_honest_rows_set_has_no_constant() -> None:
     for few in (1e-2, 1e-4):
         case = column([0.0, 1.0, 1.0 + 1e-6], [0.75 - few, few, 0.25])
         assert ratio(clipped_where_liars_begin, *case, lam) > 0.02 / few
-        assert ratio(CenteredClipping(0.25), *case, lam) <= clipped_bound(0.25)
+        assert ratio(CenteredClipping(0.25), *case, lam) <= centered_clipping_bound(0.25)
 
 
 @pytest.mark.parametrize("radius", [1e-3, 1.0, 1e3])

@@ -1,4 +1,4 @@
-"""Pre-aggregators: their published form, what they keep of a base's bound, and what they do not."""
+"""Pre-aggregators: their published form, their bounds over a base, and where none holds."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -52,8 +52,10 @@ class Recorder:
         return Mean()(rows, weights)
 
 
-def seen(make: Callable[[Recorder], Aggregator], rows: Array, weights: Array) -> tuple[Array, ...]:
-    """What a base is shown: rows and weights."""
+def inputs_of(
+    make: Callable[[Recorder], Aggregator], rows: Array, weights: Array
+) -> tuple[Array, ...]:
+    """Return the rows and weights that the base gets."""
     base = Recorder()
     make(base)(torch.from_numpy(rows), torch.from_numpy(weights))
     return base.rows.numpy(), base.weights.numpy()
@@ -76,7 +78,7 @@ def normal(n: int, d: int = 4) -> Array:
 def test_nnm_means_the_n_minus_f_nearest_rows(n: int, f: int) -> None:
     rows = normal(n)
     nearest = [reference.norms(rows - x).argsort()[: n - f] for x in rows]
-    mixed, weights = seen(lambda base: NNM(base, f / n), rows, np.ones(n))
+    mixed, weights = inputs_of(lambda base: NNM(base, f / n), rows, np.ones(n))
     np.testing.assert_allclose(mixed, [rows[i].mean(axis=0) for i in nearest], atol=1e-12)
     assert (weights == 1).all()
 
@@ -89,7 +91,7 @@ def test_arc_clips_the_published_number_of_rows(n: int, f: int) -> None:
     expected = rows.copy()
     for i in order[:clipped]:
         expected[i] *= norm[order[clipped]] / norm[i]
-    result, _ = seen(lambda base: ARC(base, f / n), rows, np.ones(n))
+    result, _ = inputs_of(lambda base: ARC(base, f / n), rows, np.ones(n))
     np.testing.assert_allclose(result, expected, rtol=1e-12)
     assert np.array_equal(result[order[clipped:]], rows[order[clipped:]])
 
@@ -100,7 +102,7 @@ def test_bucketing_means_a_few_rows_after_another_in_its_order(n: int, size: int
     rows = normal(n)
     order = keyed_order(torch.ones(n), seed=7).numpy()
     groups = [rows[order[i : i + size]] for i in range(0, n, size)]
-    means, weights = seen(lambda base: Bucketing(base, 7, size), rows, np.ones(n, dtype=int))
+    means, weights = inputs_of(lambda base: Bucketing(base, 7, size), rows, np.ones(n, dtype=int))
     np.testing.assert_allclose(means[weights > 0], [g.mean(axis=0) for g in groups], atol=1e-12)
     assert weights[weights > 0].tolist() == [len(g) for g in groups]
 
@@ -109,7 +111,7 @@ def test_bucketing_means_a_few_rows_after_another_in_its_order(n: int, size: int
 def test_clipping_shortens_rows_to_the_threshold(threshold: float) -> None:
     rows = normal(9)
     factor = np.minimum(1, threshold / reference.norms(rows))
-    clipped, _ = seen(lambda base: Clipping(base, threshold), rows, np.ones(9))
+    clipped, _ = inputs_of(lambda base: Clipping(base, threshold), rows, np.ones(9))
     np.testing.assert_allclose(clipped, rows * factor[:, None], rtol=1e-12)
     assert np.array_equal(clipped[factor == 1], rows[factor == 1])
 
@@ -118,7 +120,7 @@ def test_clipping_shortens_rows_to_the_threshold(threshold: float) -> None:
 def test_nnm_takes_the_last_row_in_part_and_ties_in_proportion() -> None:
     rows = np.array([[0.0], [1.0], [4.0], [-4.0]])
     # 6 of 8: around 0, all of 0 and 1, and one of the 4 at distance 4, in proportion 3 : 1.
-    mixed, _ = seen(lambda base: NNM(base, 0.25), rows, np.array([3, 2, 2, 1]))
+    mixed, _ = inputs_of(lambda base: NNM(base, 0.25), rows, np.array([3, 2, 2, 1]))
     assert mixed[0, 0] == pytest.approx((1 * 2 + (4 * 2 - 4) / 3) / 6)
     assert mixed[3, 0] == pytest.approx((-4 + 0 * 3 + 1 * 2) / 6)
 
@@ -140,15 +142,15 @@ def test_nnm_on_a_line_over_a_median_is_ctma_around_it() -> None:
 def test_arc_counts_weight_not_rows() -> None:
     rows = np.array([[1.0], [2.0], [-8.0], [9.0]])
     # 2 λ (1 − λ) S is 3.75: the 3 at 9 are clipped to the next, which would be too many.
-    clipped, _ = seen(lambda base: ARC(base, 0.25), rows, np.array([3, 3, 1, 3]))
+    clipped, _ = inputs_of(lambda base: ARC(base, 0.25), rows, np.array([3, 3, 1, 3]))
     assert clipped[:, 0].tolist() == [1, 2, -8, 8]
-    clipped, _ = seen(lambda base: ARC(base, 0.25), rows, np.array([4, 4, 1, 1]))
+    clipped, _ = inputs_of(lambda base: ARC(base, 0.25), rows, np.array([4, 4, 1, 1]))
     assert clipped[:, 0].tolist() == [1, 2, -2, 2]
 
 
 def test_bucketing_takes_a_group_in_layers_of_equal_weight() -> None:
     rows, weights = np.array([[0.0], [3.0], [6.0]]), np.array([2, 7, 3])
-    means, layers = seen(lambda base: Bucketing(base, 0, 3), rows, weights)
+    means, layers = inputs_of(lambda base: Bucketing(base, 0, 3), rows, weights)
     assert means[:, 0].tolist() == [3.0, 4.5, 3.0] and layers.tolist() == [4, 2, 6]
 
 
@@ -171,7 +173,7 @@ def test_liars_touch_at_most_size_times_their_weight(
 ) -> None:
     rows = np.array([[float(liar)] for liar, _ in drawn])
     weights = np.array([weight for _, weight in drawn])
-    means, layers = seen(lambda base: Bucketing(base, seed, size), rows, weights)
+    means, layers = inputs_of(lambda base: Bucketing(base, seed, size), rows, weights)
     assert layers[means[:, 0] > 0].sum() <= size * weights[rows[:, 0] > 0].sum()
 
 
@@ -211,9 +213,10 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", SETTINGS)
-def test_rules_with_settings_keep_what_they_declare(text: str) -> None:
-    check_aggregator(build(text, 0.25), max_examples=20)
+def test_rules_with_settings_keep_what_they_declare(text: str, examples: int) -> None:
+    check_aggregator(build(text, 0.25), max_examples=examples, seconds=60.0)
 
 
 @pytest.mark.parametrize("lam", [0.01, 0.1, 0.2, 0.3, 0.4, 0.49])
@@ -350,9 +353,9 @@ def test_no_constant_of_nnm_is_lower_than_that_of_ctma_over_a_median() -> None:
 def whole_groups(rows: Tensor, weights: Tensor) -> Tensor:
     """Median of the weighted means of whole groups of two."""
     order = keyed_order(weights, 0)
-    pairs, mass = rows[order].reshape(-1, 2, 1), weights[order].double().reshape(-1, 2)
-    means = (pairs * mass.unsqueeze(2)).sum(dim=1) / mass.sum(dim=1, keepdim=True)
-    return MEDIAN(means, mass.sum(dim=1))
+    pairs, grouped = rows[order].reshape(-1, 2, 1), weights[order].double().reshape(-1, 2)
+    means = (pairs * grouped.unsqueeze(2)).sum(dim=1) / grouped.sum(dim=1, keepdim=True)
+    return MEDIAN(means, grouped.sum(dim=1))
 
 
 def test_a_light_liar_steers_a_heavy_group_unless_it_is_taken_in_layers() -> None:
@@ -421,7 +424,7 @@ def bucketed_exactly(rows: Array, _: float) -> Array:
 
 
 @pytest.mark.parametrize("far", [None, 1e6, 1e20])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("text", "exact"),
     [("nnm", mixed_exactly), ("arc", arc_exactly), ("bucketing", bucketed_exactly)],

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flwr_byzasync import ConfigError, attacks
+from flwr_byzasync import ConfigError, Liveness, attacks
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.attacks import (
     ALONE,
-    Attack,
+    AttackInfo,
     Empire,
     Flood,
     Knowledge,
@@ -40,7 +40,7 @@ def every_vector_attack() -> dict[str, VectorAttack]:
     plain = {
         name: attack()
         for name, attack in attacks.discover().items()
-        if attack.ATTACK.needs is not Needs.OWN_LABELS
+        if attack.INFO.needs is not Needs.OWN_LABELS
     }
     texts = (
         "little(z=published)", "little(z=optimised)", "little(z=0.5)", "empire(epsilon=optimised)",
@@ -88,9 +88,9 @@ def bits(vector: Tensor) -> bytes:
 @pytest.mark.parametrize("name", attacks.discover())
 def test_every_attack_declares_itself_and_is_of_the_kind_that_its_needs_imply(name: str) -> None:
     attack = attacks.discover()[name]()
-    assert isinstance(attack.ATTACK, Attack) and attack.ATTACK.name == name
-    assert attack.ATTACK.sources and all(attack.ATTACK.sources)
-    kind = LabelAttack if attack.ATTACK.needs is Needs.OWN_LABELS else VectorAttack
+    assert isinstance(attack.INFO, AttackInfo) and attack.INFO.name == name
+    assert attack.INFO.sources and all(attack.INFO.sources)
+    kind = LabelAttack if attack.INFO.needs is Needs.OWN_LABELS else VectorAttack
     assert isinstance(attack, kind)
 
 
@@ -115,14 +115,17 @@ def test_the_list_of_attacks_cannot_be_written() -> None:
         attacks.discover()["mine"] = SignFlip  # type: ignore[index]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=FEW)
 @given(data=st.data())
 def test_what_is_sent_is_a_new_vector_like_the_honest_one_and_inputs_are_not_written(
-    name: str, dtype: torch.dtype, data: st.DataObject
+    name: str, data: st.DataObject
 ) -> None:
-    honest, known = data.draw(situations(dtype))
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        check_what_is_sent(name, *data.draw(situations(dtype)))
+
+
+def check_what_is_sent(name: str, honest: Tensor, known: Knowledge) -> None:
     inputs = [honest, known.rows, known.weights, *known.history]
     before = [bits(x) for x in inputs if x is not None]
     sent = EVERY[name].craft(honest, known)
@@ -168,11 +171,11 @@ def test_an_attack_reads_no_more_than_it_says_it_needs(
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=FEW)
 @given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5))
-def test_a_node_that_has_seen_nobody_can_mount_every_attack(name: str, values: list[float]) -> None:
+def test_a_node_that_knows_no_other_can_mount_every_attack(name: str, values: list[float]) -> None:
     honest = torch.tensor(values)
     sent = EVERY[name].craft(honest)
     assert sent.shape == honest.shape
-    # Those that need to see others are honest until they do.
+    # Those that need other vectors are honest until they know some.
     if needs_of(EVERY[name]) is not Needs.OWN_VECTOR:
         assert bits(sent) == bits(honest)
 
@@ -218,13 +221,13 @@ def test_only_the_strongest_strength_needs_everything() -> None:
 
 
 def test_a_strength_without_what_it_needs_is_refused() -> None:
-    seen = Knowledge(rows=torch.ones(2, 3), weights=torch.ones(2))
+    known = Knowledge(rows=torch.ones(2, 3), weights=torch.ones(2))
     for z in ("paper", "published"):
         with pytest.raises(ConfigError, match=rf"^z='{z}'.*pass for example z=1\.5"):
-            Little(z=z).craft(torch.ones(3), seen)
+            Little(z=z).craft(torch.ones(3), known)
     for attack in (Little(z="optimised"), Empire("optimised")):
         with pytest.raises(ConfigError, match="OmniscientGrid"):
-            attack.craft(torch.ones(3), seen)
+            attack.craft(torch.ones(3), known)
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -250,9 +253,5 @@ def test_no_reply_arrives_before_its_query_and_only_timed_attacks_have_a_delay(
 
 
 def test_slow_replies_arrive_within_the_time_that_the_strategy_waits() -> None:
-    from inspect import signature
-
-    from flwr_byzasync import AsyncRobust
-
-    waits = signature(AsyncRobust).parameters["reply_timeout"].default
+    waits = Liveness().reply_timeout
     assert 0.8 * waits < SlowDown().total_delay < waits

@@ -1,6 +1,9 @@
 """Attacks as run-configs write them: names, parameters, and what is refused."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from flwr_byzasync.attacks import (
     Sleeper,
     SlowDown,
     VectorAttack,
+    registry,
 )
 
 # --- settings ------------------------------------------------------------------------------------
@@ -109,3 +113,64 @@ def test_what_cannot_be_read_as_parameters_is_refused_with_the_legal_ones(
 def test_a_parameter_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^attack="):
         attacks.build("little(z=1, z=2)")
+
+
+# --- aliases -------------------------------------------------------------------------------------
+def test_little_and_empire_have_the_names_of_most_papers_as_well() -> None:
+    assert attacks.ALIE is Little and attacks.IPM is Empire
+    assert attacks.build("alie(z=1.5)") == Little(z=1.5)
+    assert attacks.build("ipm") == Empire()
+    assert attacks.build("flood(base=ipm(epsilon=0.5))") == Flood(base=Empire(epsilon=0.5))
+
+
+def test_an_attack_with_an_alias_is_listed_once() -> None:
+    assert not {"alie", "ipm"} & set(attacks.discover())
+    assert len(set(attacks.discover().values())) == len(attacks.discover())
+
+
+NEW_FILE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from flwr_byzasync.attacks.attack import AttackInfo, Needs
+
+@dataclass(frozen=True)
+class Added:
+    INFO: ClassVar[AttackInfo] = AttackInfo("NAME", Needs.OWN_VECTOR, ("here",), ALIASES)
+"""
+
+
+@pytest.fixture
+def new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that counts as one of the package."""
+    monkeypatch.setattr(attacks, "__path__", [*attacks.__path__, str(tmp_path)])
+    registry.discover.cache_clear()
+    registry.by_any_name.cache_clear()
+    yield tmp_path / "added.py"
+    registry.discover.cache_clear()
+    registry.by_any_name.cache_clear()
+    sys.modules.pop("flwr_byzasync.attacks.added", None)
+    vars(attacks).pop("added", None)
+
+
+def test_a_new_attack_is_built_by_its_name_and_its_aliases(new_file: Path) -> None:
+    new_file.write_text(NEW_FILE.replace("NAME", "new").replace("ALIASES", '("newer", "newest")'))
+    made = {type(attacks.build(name)).__name__ for name in ("new", "newer", "newest")}
+    assert made == {"Added"} and "newer" not in attacks.discover()
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases", "twice"),
+    [
+        ("zero", "()", "zero"),
+        ("new", '("zero",)', "zero"),
+        ("new", '("ipm",)', "ipm"),
+        ("ipm", "()", "ipm"),
+        ("new", '("new",)', "new"),
+    ],
+)
+def test_no_two_attacks_share_a_name_or_an_alias(
+    new_file: Path, name: str, aliases: str, twice: str
+) -> None:
+    new_file.write_text(NEW_FILE.replace("NAME", name).replace("ALIASES", aliases))
+    with pytest.raises(RuntimeError, match=f"are named '{twice}'"):
+        attacks.discover()

@@ -615,7 +615,7 @@ def test_liars_ruin_the_mean_on_it_and_not_the_median() -> None:
     for rule in (Mean(), CoordinateWiseMedian()):
         with VirtualGrid(app, 4) as grid:
             data = train(grid, rounds=20, aggregator=rule, optimizer=SGD(lr=0.05))[1]
-        found[rule.RULE.name] = np.abs(np.frombuffer(data[-12:], dtype=np.float32) - 1.0).max()
+        found[rule.INFO.name] = np.abs(np.frombuffer(data[-12:], dtype=np.float32) - 1.0).max()
     assert found["cwmed"] < 0.2 < 10.0 < found["mean"]
 
 

@@ -1,4 +1,4 @@
-"""What attacks compute from vectors: in float64, in units in which no square overflows."""
+"""Statistics of vectors for attacks, in float64 and in units in which no square overflows."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,12 @@ from torch import Tensor
 from flwr_byzasync.aggregators.numerics import column_blocks, paired_blocks
 from flwr_byzasync.attacks.attack import Knowledge
 
+TIED = 1e-9
+"""Values that differ by less than this factor are equal: rounding must not decide."""
+
 
 class Rows(NamedTuple):
-    """(n, d) honest vectors as they came, and their shares of the weight, (n,) float64."""
+    """(n, d) honest vectors as received, and their shares of the weight, (n,) float64."""
 
     vectors: Tensor
     shares: Tensor
@@ -24,9 +27,9 @@ class Moments(NamedTuple):
 
 
 def rows_of(knowledge: Knowledge) -> Rows | None:
-    """Return the honest rows that are known, or None before the first.
+    """Return the known honest rows, or None before the first.
 
-    Rows without weights count one each.
+    Without weights each row counts once.
     """
     rows, weights = knowledge.rows, knowledge.weights
     if rows is None or rows.shape[0] == 0:
@@ -38,15 +41,15 @@ def rows_of(knowledge: Knowledge) -> Rows | None:
 
 
 def moments(rows: Rows) -> Moments:
-    """Return mean and deviation, exact where all rows agree.
+    """Return mean and deviation, exact if all rows are equal.
 
     Guarantees
     ----------
-    No overflow on the way: the mean of finite rows is finite, and so is the deviation.
+    No intermediate overflow: mean and deviation of finite rows are finite.
 
     Cost
     ----
-    Two passes over blocks of columns; a float64 copy of all rows never exists.
+    Two passes over blocks of columns, without a float64 copy of all rows.
     """
     parts = [_moments(block, rows.shares) for block in column_blocks(rows.vectors)]
     mean, deviation = zip(*parts, strict=True)
@@ -54,7 +57,7 @@ def moments(rows: Rows) -> Moments:
 
 
 def unit_of(vectors: Tensor) -> Tensor:
-    """Return a power of two, 0-dim float64, at most twice below the largest absolute value."""
+    """Return a power of two, 0-dim float64, within a factor of two below the largest value."""
     return _power(vectors.abs().amax().to(torch.float64))
 
 
@@ -79,25 +82,33 @@ def centred_gram(vectors: Tensor, mean: Tensor, unit: Tensor) -> Tensor:
 
 
 def norm_of(vector: Tensor) -> Tensor:
-    """Return the Euclidean norm, 0-dim float64, without overflow on the way."""
+    """Return the Euclidean norm, 0-dim float64, without intermediate overflow."""
     unit = unit_of(vector)
     norm: Tensor = torch.linalg.vector_norm(vector.to(torch.float64) / unit)
     return norm * unit
 
 
 def direction_of(vector: Tensor) -> Tensor:
-    """Return the unit vector in float64; along (1, ..., 1) where the vector is zero."""
+    """Return the unit vector in float64; along (1, ..., 1) if the vector is zero."""
     scaled = vector.to(torch.float64) / unit_of(vector)
     scaled = torch.where((scaled == 0).all(), 1.0, scaled)
     norm: Tensor = torch.linalg.vector_norm(scaled)
     return scaled / norm
 
 
-def as_sent(vector: Tensor, honest: Tensor) -> Tensor:
+def first_largest(values: Tensor) -> Tensor:
+    """Return the index of the first of the values within 1e-9 of the largest, 0-dim int64.
+
+    It is 0 where a value is NaN.
+    """
+    return (values >= values.amax() * (1.0 - TIED)).to(torch.uint8).argmax()
+
+
+def clamped_like(vector: Tensor, honest: Tensor) -> Tensor:
     """Return a new tensor of the honest vector's dtype and device.
 
-    Values beyond the dtype become its largest finite ones: the server refuses infinity, and a
-    vector that is refused attacks nobody.
+    Values beyond the dtype are clamped to its largest finite ones: the server refuses infinity,
+    and a refused vector has no effect.
     """
     largest = torch.finfo(honest.dtype).max
     return vector.clamp(-largest, largest).to(device=honest.device, dtype=honest.dtype)
@@ -106,7 +117,7 @@ def as_sent(vector: Tensor, honest: Tensor) -> Tensor:
 def _moments(block: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     unit = _power(block.abs().amax(dim=0).to(torch.float64))
     scaled = block / unit
-    # Relative to the heaviest row, so that rows which agree give that row and deviation zero.
+    # Relative to the heaviest row, so that equal rows give that row and deviation zero.
     centre = scaled.index_select(0, shares.argmax().reshape(1))[0]
     mean = centre + shares @ (scaled - centre)
     deviation = (shares @ (scaled - mean).square()).sqrt()
@@ -114,6 +125,6 @@ def _moments(block: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _power(largest: Tensor) -> Tensor:
-    """Return the power of two below each value, within what float64 and its inverse hold."""
+    """Return the power of two below each value, within the range in which its inverse is finite."""
     exponent = torch.frexp(largest).exponent - 1
     return torch.exp2(exponent.clamp(-1000, 1000).to(torch.float64))
