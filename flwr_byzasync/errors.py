@@ -1,21 +1,21 @@
 """Two kinds of fault: our caller's is an exception, a client's is a value.
 
-`ConfigError` is raised where somebody configures us wrongly, before anything is sent.
-`Reason` is recorded where a reply cannot be used; nothing a client sends may raise.
+`ConfigError` is raised for a wrong configuration, before anything is sent. `Reason` is recorded
+for a reply that cannot be used; nothing that a client sends may raise.
 """
 
 from enum import Enum
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work, told in one sentence.
+    """A setting that cannot work; the message is one sentence.
 
     Parameters
     ----------
     argument : str
         Name of the setting as the caller wrote it.
     value : object
-        What was given.
+        The value that was passed.
     legal : str
         The legal range, as the end of "must be ...".
     fix : str
@@ -51,19 +51,19 @@ class Reason(Enum):
     NO_CONTENT = "the reply has no content"
     UNREADABLE = "an array could not be decoded"
     MISSING_RECORD = "a record that the reply must have is missing"
-    EXTRA_RECORD = "the reply has an array record that nobody asked for"
+    EXTRA_RECORD = "the reply has an array record that was not requested"
     WRONG_NAMES = "the names of the arrays differ from the model's, or their order does"
     WRONG_DTYPE = "an array's dtype differs from the model's"
     WRONG_SHAPE = "an array's shape differs from the model's"
     NON_FINITE = "an array holds NaN or infinity"
     OVERFLOW = "the norm of the vector is beyond 1e150, where squares leave float64"
-    WRONG_QUERY = "the reply answers another query than the one that was sent"
+    WRONG_QUERY = "the reply is to another query than the one that was sent"
     WRONG_PAYLOAD = "the reply is of another kind than the strategy expects"
-    UNSOLICITED = "the reply answers no message in the book: a duplicate, a replay or an invention"
+    UNSOLICITED = "the reply matches no message in flight: a duplicate, a replay or a forgery"
 
 
 INFRASTRUCTURE_FAULTS = frozenset(
     {Reason.CRASHED, Reason.LOST, Reason.NODE_GONE, Reason.EXPIRED, Reason.UNSENT}
 )
-"""Reasons that tell nothing about a client's honesty: a network, a dead process. They make a node
-wait, but never shut it."""
+"""Reasons that say nothing about a client's honesty, such as a network failure or a dead process.
+They make a node wait, but never quarantine it."""

@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes of a model, and the way between them and one flat vector."""
+"""A model's named arrays <-> flat vectors: names, shapes, dtypes, and limits of numbers."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flwr_byzasync.errors import ConfigError
 
 MAX_NORM = 1e150
-"""Up to here the rules' squares and their sums stay inside float64."""
+"""Largest norm whose squares, and sums of squares, stay inside float64."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Layout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
-        """Read the layout off named tensors, in their order."""
+        """Return the layout of named tensors, in their order."""
         return cls(tuple(Entry(k, tuple(v.shape), v.dtype) for k, v in tensors.items()))
 
     @property
@@ -168,7 +168,7 @@ class ModelLayout:
 
     @property
     def whole(self) -> Layout:
-        """All arrays in the user's order, as one record that holds a whole model has them."""
+        """All arrays in the user's order, as in a record of the whole model."""
         groups = (self.parameters, self.buffers, self.counters)
         entries = {entry.name: entry for group in groups for entry in group.entries}
         return Layout(tuple(entries[name] for name in self.order))
@@ -182,9 +182,9 @@ class ModelLayout:
 
 
 def statistics_of(names: Collection[str]) -> tuple[str, ...]:
-    """Return the names that PyTorch's batch norms give their running statistics.
+    """Return the names of the running statistics of PyTorch's batch norms.
 
-    Known by the counter beside them, which nothing else has.
+    They are recognised by the counter beside them, which nothing else has.
 
     Examples
     --------
@@ -224,14 +224,14 @@ def buffer_names(model: nn.Module) -> list[str]:
     ['1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
     if not isinstance(model, nn.Module):
-        fix = "pass the module whose state_dict the strategy is given"
+        fix = "pass the module whose state_dict is passed to the strategy"
         raise ConfigError("model", type(model).__name__, "a torch.nn.Module", fix)
     named = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return [name for name in model.state_dict() if name in named]
 
 
 def norm_within_limit(vector: Tensor) -> bool:
-    """Whether the norm is a number up to `MAX_NORM`; then every element is finite, too."""
+    """Whether the norm is at most `MAX_NORM`; every element is finite then."""
     # No comparison with NaN is true. The first pass is several times as fast in float32; where
     # squares leave it, it says infinity, and the second one decides.
     norm = torch.linalg.vector_norm

@@ -1,10 +1,9 @@
 """The latest vector, count and weight of every node: the one mutable buffer of the run.
 
 A reply replaces one row in place, because copying m rows for each reply would cost m·d. Rules
-see the table through a `TableView` and never write to it. The table also knows how to get the
-direction: from scratch by calling the rule, or from what an incremental rule keeps up to date.
-That state is written in place too, for the same reason: it says nothing that the rows and weights
-do not say, and nobody else holds it.
+read the table through a `TableView` and never write to it. The table also computes the direction:
+from scratch by calling the rule, or from the state of an incremental rule. That state is written
+in place too, for the same reason: it follows from rows and weights, and nobody else holds it.
 """
 
 from collections.abc import Sequence
@@ -27,20 +26,19 @@ S = TypeVar("S")
 
 
 class Table(Generic[S]):
-    """Latest vectors, what the server counted about them, and the rule that aggregates them.
+    """Latest vectors, their counts and weights, and the rule that aggregates them.
 
     Parameters
     ----------
     aggregator : Aggregator
-        The rule; kept up to date if `incremental_of` it is not None, else called from scratch.
+        The rule; updated incrementally if `incremental_of` it is not None.
     size : int
         d.
     dtype, device
         Of the rows.
     weigh : WeightPolicy
-        What a row weighs, by its count and age. Whatever the policy, a rule is kept up to date
-        while weights are positive integers, and called from scratch otherwise: counts in
-        floats are not exact.
+        What a row weighs, by its count and age. Rules are updated incrementally while weights
+        are positive integers, and called from scratch otherwise: counts in floats are inexact.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class Table(Generic[S]):
     def replace(
         self, index: int, vector: Tensor, count: int | None = None, sent: int = 0, step: int = 0
     ) -> None:
-        """Write a node's latest vector and count one more reply of it.
+        """Write a node's latest vector, and count its reply.
 
         Parameters
         ----------
@@ -95,7 +93,7 @@ class Table(Generic[S]):
             Row in ``0 .. m``; m appends the row of a node that replies for the first time, or
             again after its row was dropped.
         vector : Tensor
-            (d,) validated: finite, of the table's dtype and device.
+            (d,) finite, of the table's dtype and device.
         count : int, optional
             The node's accepted replies, this one included. None: one more than before.
         sent, step : int
@@ -114,7 +112,7 @@ class Table(Generic[S]):
         self._rows[index].copy_(vector)
 
     def drop(self, index: int, step: int = 0) -> None:
-        """Forget a row; those after it move up by one.
+        """Drop a row; those after it move up by one.
 
         Parameters
         ----------
@@ -137,7 +135,7 @@ class Table(Generic[S]):
         self._rows[: len(self)] += offset
 
     def fill(self, rows: Tensor, counts: Sequence[int], sent: Sequence[int], step: int) -> None:
-        """Take over what another table held, for a run that goes on.
+        """Replace the content by that of another table, when a run resumes.
 
         Parameters
         ----------
@@ -159,8 +157,8 @@ class Table(Generic[S]):
         Parameters
         ----------
         offset : Tensor, optional
-            (d,) added to every row first: to the result instead where that is the same, as the
-            rule's laws say, and at the price of a copy of all rows elsewhere.
+            (d,) added to every row first; to the result instead where the rule's laws say that
+            this is the same. Elsewhere it costs a copy of all rows.
 
         Returns
         -------
@@ -186,8 +184,8 @@ class Table(Generic[S]):
         return self._weigh(torch.tensor(counts, dtype=torch.int64), ages)
 
     def _update(self, change: Change) -> None:
-        """Tell an incremental rule what is about to change, once it has begun."""
-        # Forgotten first: an update that raises may leave it half written.
+        """Update the state of an incremental rule, if it has one, before the rows change."""
+        # Dropped first: an update that raises may leave it half written.
         derived, self._derived = self._derived, None
         if self._incremental is None or derived is None or not _are_counts(change.new_weights):
             return
