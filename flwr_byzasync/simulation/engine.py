@@ -26,9 +26,9 @@ class SimulatedNode:
 
     Parameters
     ----------
-    online, listed : bool
+    online, registered : bool
         Whether it is running, and whether the network believes so.
-    missed_at : float
+    heartbeat_deadline : float
         When the network notices that a crashed node is gone.
     free_at : float
         When it finishes the messages that it has fetched so far.
@@ -89,7 +89,7 @@ class EngineState:
 
     Parameters
     ----------
-    nodes : list of NodeWorld
+    nodes : list of SimulatedNode
         By partition-id.
     deliveries : dict
         By message id, in the order in which they were sent.
