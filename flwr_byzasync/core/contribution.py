@@ -9,6 +9,35 @@ from torch import Tensor
 from flwr_byzasync._checks import check_number, coerce_numbers
 
 
+@dataclass(frozen=True)
+class Contribution:
+    """A valid reply with everything that turns it into a row.
+
+    Parameters
+    ----------
+    reply : Tensor
+        (d,) what the reply contains.
+    previous_gradient : Tensor or None
+        (d,) the gradient at the node's previous query, where one was requested.
+    query_sent : Tensor or None
+        (d,) the query as the node received it, where `Payload.keeps_query_point`.
+    query_point : Tensor or None
+        (d,) the same before it was rounded to the model's dtypes: progress that rounding has
+        hidden from the node must not be undone.
+    row : Tensor or None
+        (d,) the node's row so far; None if it has none.
+    count : int
+        Its accepted replies since its row began, without this one.
+    """
+
+    reply: Tensor
+    previous_gradient: Tensor | None = None
+    query_sent: Tensor | None = None
+    query_point: Tensor | None = None
+    row: Tensor | None = None
+    count: int = 0
+
+
 class Payload(ABC):
     """What replies contain, and how each becomes the row d_i of its node.
 
@@ -25,39 +54,15 @@ class Payload(ABC):
     """Share of the server's progress that rows follow: see `Models`."""
 
     @abstractmethod
-    def to_row(
-        self,
-        reply: Tensor,
-        previous_gradient: Tensor | None,
-        query_sent: Tensor | None,
-        query_point: Tensor | None,
-        row: Tensor | None,
-        count: int,
-    ) -> Tensor:
+    def to_row(self, new: Contribution) -> Tensor:
         """Return the node's new row, without the part that follows x.
 
         That part, c x, is the same for all rows and is added when they are aggregated.
 
-        Parameters
-        ----------
-        reply : Tensor
-            (d,) what the reply contains.
-        previous_gradient : Tensor or None
-            (d,) the gradient at the node's previous query, where one was requested.
-        query_sent : Tensor or None
-            (d,) the query as the node received it, where `keeps_query_point`.
-        query_point : Tensor or None
-            (d,) the same before it was rounded to the model's dtypes: progress that rounding
-            has hidden from the node must not be undone.
-        row : Tensor or None
-            (d,) its row so far; None if it has none.
-        count : int
-            Its accepted replies since its row began, without this one.
-
         Returns
         -------
         Tensor
-            (d,) new, or `reply` itself; it may overflow even where all inputs are finite.
+            (d,) new, or ``new.reply`` itself; it may overflow even where all inputs are finite.
         """
 
 
@@ -94,22 +99,13 @@ class Models(Payload):
         check_number("delay_compensation", self.delay_compensation, low=0, high=1, fix=fix)
         _check_momentum(self.momentum)
 
-    def to_row(
-        self,
-        reply: Tensor,
-        previous_gradient: Tensor | None,
-        query_sent: Tensor | None,
-        query_point: Tensor | None,
-        row: Tensor | None,
-        count: int,
-    ) -> Tensor:
+    def to_row(self, new: Contribution) -> Tensor:
         """Return the pseudo-gradient, minus what delay compensation adds back as c x."""
-        del previous_gradient, count
-        assert query_sent is not None and query_point is not None
-        new = query_sent - reply
+        assert new.query_sent is not None and new.query_point is not None
+        vector = new.query_sent - new.reply
         if self.delay_compensation:
-            new -= self.delay_compensation * query_point
-        return _averaged(self.momentum, row, new)
+            vector -= self.delay_compensation * new.query_point
+        return _averaged(self.momentum, new.row, vector)
 
 
 @dataclass(frozen=True)
@@ -118,18 +114,9 @@ class Momenta(Payload):
 
     NAME: ClassVar[str] = "momentum"
 
-    def to_row(
-        self,
-        reply: Tensor,
-        previous_gradient: Tensor | None,
-        query_sent: Tensor | None,
-        query_point: Tensor | None,
-        row: Tensor | None,
-        count: int,
-    ) -> Tensor:
+    def to_row(self, new: Contribution) -> Tensor:
         """Return the reply."""
-        del previous_gradient, query_sent, query_point, row, count
-        return reply
+        return new.reply
 
 
 @dataclass(frozen=True)
@@ -155,18 +142,9 @@ class Gradients(Payload):
         coerce_numbers(self)
         _check_momentum(self.momentum)
 
-    def to_row(
-        self,
-        reply: Tensor,
-        previous_gradient: Tensor | None,
-        query_sent: Tensor | None,
-        query_point: Tensor | None,
-        row: Tensor | None,
-        count: int,
-    ) -> Tensor:
+    def to_row(self, new: Contribution) -> Tensor:
         """Return the exponential average of the node's gradients."""
-        del previous_gradient, query_sent, query_point, count
-        return _averaged(self.momentum, row, reply)
+        return _averaged(self.momentum, new.row, new.reply)
 
 
 @dataclass(frozen=True)
@@ -200,21 +178,12 @@ class CorrectedGradients(Payload):
             fix = "pass for example beta=0.25, or None for 1/(s + 1)"
             check_number("beta", self.beta, low=0, high=1, closed="right", fix=fix)
 
-    def to_row(
-        self,
-        reply: Tensor,
-        previous_gradient: Tensor | None,
-        query_sent: Tensor | None,
-        query_point: Tensor | None,
-        row: Tensor | None,
-        count: int,
-    ) -> Tensor:
+    def to_row(self, new: Contribution) -> Tensor:
         """Return the corrected momentum; the gradient itself where there is nothing to correct."""
-        del query_sent, query_point
-        if row is None or previous_gradient is None:
-            return reply
-        weight = 1 / (count + 1) if self.beta is None else self.beta
-        return reply + (1 - weight) * (row - previous_gradient)
+        if new.row is None or new.previous_gradient is None:
+            return new.reply
+        weight = 1 / (new.count + 1) if self.beta is None else self.beta
+        return new.reply + (1 - weight) * (new.row - new.previous_gradient)
 
 
 PAYLOADS: tuple[type[Payload], ...] = (Models, Momenta, Gradients, CorrectedGradients)
@@ -225,8 +194,8 @@ def _check_momentum(momentum: float) -> None:
     check_number("momentum", momentum, low=0, high=1, closed="left", fix=fix)
 
 
-def _averaged(momentum: float, row: Tensor | None, new: Tensor) -> Tensor:
+def _averaged(momentum: float, row: Tensor | None, vector: Tensor) -> Tensor:
     # The formula of `estimators.momentum`, in its order: the same bits as on a node.
     if row is None or not momentum:
-        return new
-    return momentum * row + (1 - momentum) * new
+        return vector
+    return momentum * row + (1 - momentum) * vector

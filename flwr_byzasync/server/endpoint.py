@@ -7,6 +7,7 @@ from logging import DEBUG, WARNING, getLogger
 import torch
 from flwr.app import ArrayRecord, Message, MessageType
 
+from flwr_byzasync.core.contribution import Contribution
 from flwr_byzasync.core.events import on_reply
 from flwr_byzasync.core.layout import Layout, norm_within_limit
 from flwr_byzasync.core.state import InFlightQuery, Rejected, ServerState, Update
@@ -127,7 +128,7 @@ class Endpoint:
         state, node = self.state, self.state.nodes[sent.node_id]
         rows = state.tables.parameters.view().rows
         point = sent.point
-        vector = state.policy.payload.to_row(
+        contribution = Contribution(
             content.vector,
             content.previous,
             query_sent=None if point is None else state.layout.parameters.as_sent(point),
@@ -135,6 +136,7 @@ class Endpoint:
             row=None if node.row is None else rows[node.row],
             count=node.replies_in_row,
         )
+        vector = state.policy.payload.to_row(contribution)
         if vector is not content.vector and not norm_within_limit(vector):
             return Rejected(Reason.OVERFLOW)
         return replace(content, vector=vector, previous=None)

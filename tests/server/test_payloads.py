@@ -29,6 +29,7 @@ from flwr_byzasync import (
 )
 from flwr_byzasync.aggregators import CoordinateWiseMedian, Mean
 from flwr_byzasync.core import events
+from flwr_byzasync.core.contribution import Contribution
 from flwr_byzasync.core.membership import on_connected
 from flwr_byzasync.core.state import InFlightQuery, initial_state
 from flwr_byzasync.estimators import Estimator, momentum, mu2, sgd
@@ -414,7 +415,7 @@ def test_momentum_on_the_server_stays_between_the_row_and_the_reply(
 ) -> None:
     """So that finite vectors never overflow, however far apart they are."""
     old, new = torch.tensor(row), torch.tensor(told)
-    made = Gradients(beta).to_row(new, None, None, None, old, 3)
+    made = Gradients(beta).to_row(Contribution(new, row=old, count=3))
     lowest, highest = torch.minimum(old, new), torch.maximum(old, new)
     slack = 1e-6 * torch.maximum(old.abs(), new.abs()) + 1e-44
     assert bool((made >= lowest - slack).all() and (made <= highest + slack).all())
