@@ -105,7 +105,7 @@ class AsyncRobust(Strategy):
 
     Examples
     --------
-    >>> from flwr_byzasync.aggregators import GeometricMedian
+    >>> from flwr_byzasync.aggregators import CTMA, GeometricMedian
     >>> from flwr_byzasync.optimizers import AnyTimeSGD
     >>> drop_in = AsyncRobust(min_available_nodes=10)
     >>> strategy = AsyncRobust(
