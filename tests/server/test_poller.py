@@ -280,6 +280,7 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
         "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes, seconds=3600)\n"
+        "pulls_module.clock_of = lambda grid: (time.monotonic, time.sleep)\n"
         "with pretend_task(run_id=1, node_id=1):\n"
         "    strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
         "assert threading.active_count() >= 4\n"
