@@ -32,7 +32,7 @@ from flwr_byzasync import AsyncRobust, Models, VirtualGrid
 from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CTMA, NNM, CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.simulation.federation import VirtualNode
+from flwr_byzasync.simulation import VirtualNode
 
 APPS = ("dropin_torch", "dropin_sklearn", "dropin_numpy")
 STRATEGIES = {"fedavg": "FedAvg", "fedmedian": "FedMedian", "async": "AsyncRobust"}

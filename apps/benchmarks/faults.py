@@ -23,7 +23,7 @@ from flwr_byzasync import AsyncRobust, VirtualGrid
 from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.simulation.federation import Churn, VirtualNode
+from flwr_byzasync.simulation import Churn, VirtualNode
 
 NODES, FAULTY = 5, 4
 TARGETS = (0.8, 0.9, 1.0, 1.1, 1.2)

@@ -15,8 +15,8 @@ from apps.paper.jobs import Job, run_all
 from apps.paper.plot import draw
 from apps.paper.results import Results, group_of
 from apps.train import tasks
+from flwr_byzasync import ConfigError
 from flwr_byzasync._checks import check_choice
-from flwr_byzasync.errors import ConfigError
 
 EPILOG = "Cells that are finished in --out are not run again: the same command goes on."
 

@@ -10,10 +10,9 @@ import torch
 from apps.train import tasks
 from apps.train.settings import check_batch_size
 from apps.train.tasks import partitions
-from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync import ConfigError, aggregators, attacks, estimators
 from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 from flwr_byzasync.attacks import TimedAttack, VectorAttack
-from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.simulation.arrivals import POWERS
 
 NO_ATTACK = "none"

@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from apps.paper.cells import Cell
+from flwr_byzasync import ConfigError
 from flwr_byzasync._checks import check_choice
-from flwr_byzasync.errors import ConfigError
 
 
 def settings_of(dataset: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from apps.train.settings import sees_others
 from apps.train.tasks import Split, Task, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.adversary.client_mods import attack_mod
+from flwr_byzasync.adversary import attack_mod
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 
 

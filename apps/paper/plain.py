@@ -16,8 +16,8 @@ from apps.paper.nodes import Stream, attack_of
 from apps.paper.run import arrivals_of, load, one_thread
 from apps.train.settings import sees_others
 from apps.train.tasks import discover
+from flwr_byzasync import ConfigError
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
-from flwr_byzasync.errors import ConfigError
 
 Arrays = dict[str, Tensor]
 

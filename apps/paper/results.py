@@ -12,7 +12,7 @@ from typing import Any
 
 from apps.paper.cells import NEWER, Cell
 from apps.paper.run import Evaluation
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 RESULTS, SUMMARY = "results.jsonl", "summary.csv"
 Line = dict[str, Any]

@@ -16,9 +16,9 @@ from apps.paper.nodes import attack_of, nodes_of
 from apps.train.settings import sees_others
 from apps.train.tasks import Split, discover
 from flwr_byzasync import AsyncRobust, Liveness, Quorum, VirtualGrid, aggregators, buffer_names
-from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
+from flwr_byzasync.adversary import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates, Optimizer
-from flwr_byzasync.simulation.arrivals import PaperArrivals
+from flwr_byzasync.simulation import PaperArrivals
 
 FOREVER = 1e12
 """Seconds: the paper's nodes have no time limits; the rarest of them is asked for hours."""

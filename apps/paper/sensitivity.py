@@ -10,9 +10,8 @@ from apps.paper import heatmap, sensitivity_report
 from apps.paper.cells import NO_ATTACK, Cell
 from apps.paper.jobs import Job, run_all
 from apps.paper.results import Line, Results, group_of
-from flwr_byzasync import aggregators, attacks
+from flwr_byzasync import ConfigError, aggregators, attacks
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.errors import ConfigError
 
 FIGURE = "sensitivity"
 LIARS_SHARE = 0.4

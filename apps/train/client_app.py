@@ -10,7 +10,7 @@ from torch.func import functional_call
 from apps.train.settings import Settings, sees_others
 from apps.train.tasks import Split, Task, discover, partitions
 from flwr_byzasync import Gradient, Query, client_app, estimators
-from flwr_byzasync.adversary.client_mods import attack_mod, delay_mod
+from flwr_byzasync.adversary import attack_mod, delay_mod
 from flwr_byzasync.attacks import LabelAttack, TimedAttack, VectorAttack
 from flwr_byzasync.estimators import Estimator
 

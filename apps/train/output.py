@@ -11,8 +11,7 @@ from flwr.serverapp.strategy import Result
 from safetensors.torch import save_file
 
 from apps.train.settings import Settings
-from flwr_byzasync import ConfigError
-from flwr_byzasync.core.statistics import Statistics
+from flwr_byzasync import ConfigError, Statistics
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord]
 

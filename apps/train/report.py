@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flwr.serverapp.strategy import Result
 
 from apps.train.settings import NO_ATTACK, Settings
-from flwr_byzasync.core.statistics import Statistics
+from flwr_byzasync import Statistics
 
 
 def byzantine_share(

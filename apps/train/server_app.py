@@ -31,7 +31,7 @@ from flwr_byzasync import (
     buffer_names,
 )
 from flwr_byzasync._clock import clock_of
-from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
+from flwr_byzasync.adversary import OmniscientGrid
 from flwr_byzasync.aggregators import Aggregator
 
 logger = getLogger("flwr")

@@ -13,11 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.train import tasks
 from apps.train.tasks import partitions
-from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync import Checkpoints, ConfigError, aggregators, attacks, estimators
 from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
-from flwr_byzasync.checkpoints.files import Checkpoints
-from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
 from flwr_byzasync.weights import POLICIES, Capped, WeightPolicy, weight_policy
 

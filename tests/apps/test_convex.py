@@ -27,7 +27,7 @@ from apps.paper.convex_loop import (
 )
 from apps.paper.convex_report import claims, markdown, slope, summarise, tuning
 from apps.paper.problems import PROBLEMS, newton, problem
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 
 @pytest.fixture(autouse=True)

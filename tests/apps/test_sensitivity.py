@@ -15,7 +15,7 @@ from apps.paper.nodes import batches_of
 from apps.paper.results import Results
 from apps.paper.sensitivity_report import Grid, markdown
 from flwr_byzasync import ConfigError, aggregators, attacks
-from flwr_byzasync.simulation.arrivals import PaperArrivals
+from flwr_byzasync.simulation import PaperArrivals
 
 STRONG = "sign_flip(scale=4)"
 WORDS = ["--rules", "mean", "cwmed", "--attacks", STRONG, "zero", "--partitions", "iid"]

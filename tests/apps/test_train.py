@@ -14,9 +14,8 @@ from apps.train.report import byzantine_share
 from apps.train.server_app import check_nodes
 from apps.train.settings import Settings
 from apps.train.tasks import discover
-from flwr_byzasync import ConfigError, Query
+from flwr_byzasync import ConfigError, Query, Statistics
 from flwr_byzasync.attacks import LabelFlip, SignFlip
-from flwr_byzasync.core.statistics import Statistics
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 
 from flwr_byzasync import attacks
 from flwr_byzasync.attacks import Flood, SlowDown
-from flwr_byzasync.simulation.federation import VirtualNode
+from flwr_byzasync.simulation import VirtualNode
 from tests.apps.virtual import run_app
 from tests.tiers import slow
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from apps.train import client_app, server_app
 from flwr_byzasync import VirtualGrid
-from flwr_byzasync.simulation.arrivals import ArrivalProcess
+from flwr_byzasync.simulation import ArrivalProcess
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync import Checkpoints
 from tests.deployment.deployment import Deployment
 
 ENDLESS = 100_000

@@ -14,7 +14,7 @@ from apps.train.tasks.augmentation import crop_and_flip
 from apps.train.tasks.files import Files
 from apps.train.tasks.networks import Standardise, cnn, mlp
 from apps.train.tasks.task import Split, Task
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 PIXELS = Standardise(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0.2616))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apps.train.tasks.files import Files, find
 from apps.train.tasks.task import Split
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 PARTS = ("train", "t10k")
 IMAGES, LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 Partition = Callable[[Tensor, int, int], list[Tensor]]
 """``(labels, nodes, seed) -> indices of each node's examples``."""

@@ -7,9 +7,8 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust, Liveness, Quorum
+from flwr_byzasync import AsyncRobust, Checkpoints, Liveness, Quorum
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
-from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from least_squares import task
 

@@ -4,7 +4,7 @@ import torch
 from flwr.app import Context
 
 from flwr_byzasync import Gradient, Query, client_app
-from flwr_byzasync.adversary.client_mods import attack_mod
+from flwr_byzasync.adversary import attack_mod
 from flwr_byzasync.attacks import SignFlip
 from flwr_byzasync.estimators import mu2
 
