@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apps.paper.cells import NO_ATTACK, SHARED, Cell
 from apps.train.client_app import batch_gradient
-from apps.train.settings import sees_others
+from apps.train.settings import is_omniscient
 from apps.train.tasks import Split, Task, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync._checks import check_integer
@@ -143,7 +143,7 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
             labels = attack.transform(labels, task.classes)
         return batch_gradient(query, task, model, training.inputs[batch], labels)
 
-    own = attack if isinstance(attack, VectorAttack) and not sees_others(attack) else None
+    own = attack if isinstance(attack, VectorAttack) and not is_omniscient(attack) else None
 
     def own_attack(context: Context) -> VectorAttack | None:
         return own if int(context.node_config["partition-id"]) < cell.byzantine else None

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from apps.paper.cells import Cell
 from apps.paper.nodes import Stream, attack_of
 from apps.paper.run import arrivals_of, load, one_thread
-from apps.train.settings import sees_others
+from apps.train.settings import is_omniscient
 from apps.train.tasks import discover
 from flwr_byzasync import ConfigError
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
@@ -57,7 +57,7 @@ def plain(cell: Cell, data_dir: str = "") -> Plain:
         If the cell is another.
     """
     attack = attack_of(cell)
-    if (cell.rule, cell.optimizer) != ("cwmed", "mu2") or sees_others(attack):
+    if (cell.rule, cell.optimizer) != ("cwmed", "mu2") or is_omniscient(attack):
         raise ConfigError("cell", cell, "w-CWMed, μ²-SGD and an attack of its own", "use run")
     with one_thread():
         return _plain(cell, data_dir, attack)

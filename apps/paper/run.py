@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apps.paper.cells import ARRIVALS, Cell
 from apps.paper.nodes import attack_of, nodes_of
-from apps.train.settings import sees_others
+from apps.train.settings import is_omniscient
 from apps.train.tasks import Split, discover
 from flwr_byzasync import AsyncRobust, Liveness, Quorum, VirtualGrid, aggregators, buffer_names
 from flwr_byzasync.adversary import OmniscientGrid
@@ -121,7 +121,7 @@ def _run(cell: Cell, data_dir: str, download: bool) -> list[Evaluation]:
         liars = grid.node_ids[: cell.byzantine]
         result = strategy.start(
             OmniscientGrid(grid, attack, liars, rule=strategy.aggregator, seed=cell.seed)
-            if sees_others(attack)
+            if is_omniscient(attack)
             else grid,
             ArrayRecord(model.state_dict()),
             num_rounds=cell.replies // cell.evaluate_every,
