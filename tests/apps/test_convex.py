@@ -17,7 +17,7 @@ from apps.paper.convex_loop import (
     BYZ_FRACTION,
     HONEST,
     NODES,
-    Cell,
+    ConvexCell,
     Trajectory,
     arrivals,
     best_steps,
@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 
 EVERY = pytest.mark.parametrize("name", PROBLEMS)
-SMALL = Cell("least_squares", "none", "mu2", "cwmed", seed=1, horizon=256, step=0.1)
+SMALL = ConvexCell("least_squares", "none", "mu2", "cwmed", seed=1, horizon=256, step=0.1)
 
 
 def final(**changes: object) -> float:
@@ -172,7 +172,7 @@ def test_a_line_averages_seeds_and_its_step_is_the_longest_run_s() -> None:
 
 
 def test_a_claim_holds_where_the_numbers_say_so() -> None:
-    def made(arm: str, power: float) -> dict[Cell, Trajectory]:
+    def made(arm: str, power: float) -> dict[ConvexCell, Trajectory]:
         cells = [replace(SMALL, optimizer=arm, horizon=horizon) for horizon in (64, 256, 1024)]
         return {c: [(t, t**power) for t in checkpoints(c.horizon)] for c in cells}
 
@@ -201,7 +201,7 @@ def test_the_best_step_is_the_one_of_lowest_score() -> None:
 
 
 def test_a_step_chosen_for_a_short_run_is_followed_to_the_end_of_a_long_one() -> None:
-    def law(cell: Cell) -> Trajectory:  # the long step is best at 64, and stalls at 0.1
+    def law(cell: ConvexCell) -> Trajectory:  # the long step is best at 64, and stalls at 0.1
         floor = 0.1 if cell.step == 0.5 else 0.0
         return [(t, max(floor, 1 / (cell.step * t))) for t in checkpoints(cell.horizon)]
 
@@ -225,9 +225,9 @@ def test_a_step_chosen_for_a_short_run_is_followed_to_the_end_of_a_long_one() ->
 def test_what_was_run_is_kept_and_what_was_cut_short_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Cell] = []
+    asked: list[ConvexCell] = []
 
-    def fake(cell: Cell) -> Trajectory:
+    def fake(cell: ConvexCell) -> Trajectory:
         asked.append(cell)
         return [(t, cell.seed / t) for t in checkpoints(cell.horizon)]
 

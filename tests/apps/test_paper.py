@@ -18,12 +18,12 @@ from flwr.app import ArrayRecord
 from apps.paper import __main__ as command
 from apps.paper import run
 from apps.paper.cells import Cell
-from apps.paper.figures import FIGURES, cells_of, narrowed
+from apps.paper.figures import FIGURES, cells_of, filtered
 from apps.paper.jobs import Job, run_all
 from apps.paper.nodes import Stream
 from apps.paper.plain import plain, weighted_median
 from apps.paper.results import Results
-from apps.paper.run import AfterFirstPass, Evaluation
+from apps.paper.run import Evaluation, SkipFirstStep
 from flwr_byzasync import ConfigError
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
@@ -67,10 +67,10 @@ def test_the_strategy_and_a_plain_loop_end_with_the_same_bits(
 ) -> None:
     # Written apart: no Flower, no table, no strategy, and a sort for the median.
     cell = replace(CELL, model=model, arrivals=arrivals, attack=attack, replies=200)
-    told = final_arrays(cell, monkeypatch)
+    arrays = final_arrays(cell, monkeypatch)
     expected = plain(cell).arrays
-    assert set(told) == set(expected)
-    assert all(torch.equal(told[name], value) for name, value in expected.items())
+    assert set(arrays) == set(expected)
+    assert all(torch.equal(arrays[name], value) for name, value in expected.items())
 
 
 def test_the_plain_loops_median_is_the_packages() -> None:
@@ -125,7 +125,7 @@ def test_each_arrival_takes_the_next_batch_and_each_epoch_another_order() -> Non
 
 
 def test_the_first_direction_passes_without_a_step() -> None:
-    optimizer = AfterFirstPass(SGD(lr=1.0))
+    optimizer = SkipFirstStep(SGD(lr=1.0))
     state = optimizer.init(torch.zeros(1))
     state = optimizer.step(state, torch.ones(1))
     assert (state.x.item(), state.step) == (0.0, 0)
@@ -147,7 +147,7 @@ def test_a_figures_cells_are_told_apart_by_their_names(figure: str) -> None:
 
 def test_cells_are_narrowed_by_any_key_and_several_values_are_or() -> None:
     cells = cells_of("fig2", [1, 2, 3])
-    kept = narrowed(cells, ["rule=cwmed", "attack=sign_flip", "seed=1", "seed=3"])
+    kept = filtered(cells, ["rule=cwmed", "attack=sign_flip", "seed=1", "seed=3"])
     assert [(c.rule, c.attack, c.seed) for c in kept] == [
         ("cwmed", "sign_flip", 1),
         ("cwmed", "sign_flip", 3),
@@ -157,7 +157,7 @@ def test_cells_are_narrowed_by_any_key_and_several_values_are_or() -> None:
 @pytest.mark.parametrize("only", ["rule=krumm", "colour=red", "rule", "rule=", "seed=9"])
 def test_what_names_no_cell_is_refused_with_what_does(only: str) -> None:
     with pytest.raises(ConfigError, match="must be"):
-        narrowed(cells_of("fig2", [1]), [only])
+        filtered(cells_of("fig2", [1]), [only])
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
     ]
     # Another process, two at a time: the same bits as here.
     planned = command.cells_from(command.parser().parse_args(arguments))
-    cell = narrowed(planned, ["rule=cwmed", "attack=sign_flip"])[0]
+    cell = filtered(planned, ["rule=cwmed", "attack=sign_flip"])[0]
     mine = [e["accuracy"] for e in lines if e["cell"] == cell.name]
     assert mine == [evaluation.accuracy for evaluation in run.run(cell)]
     with (out / "summary.csv").open() as file:
@@ -288,14 +288,14 @@ def test_a_cell_that_fails_does_not_end_the_others(
     assert "FAILED" in capsys.readouterr().err
     todo = [Job(replace(CELL, batch_size=size)) for size in (100_000, 16)]
     assert not run_all(todo, Results(tmp_path), jobs=1)
-    assert [line["batch_size"] for line in Results(tmp_path).lines()] == [16] * 4
+    assert [line["batch_size"] for line in Results(tmp_path).entries()] == [16] * 4
 
 
 def test_a_cell_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     results = Results(tmp_path)
     for accuracy in (0.1, 0.2):
         results.add(CELL, [Evaluation(0, 0.0, 1.0, 1.0), Evaluation(60, accuracy, 1.0, 1.0, True)])
-    assert [line["accuracy"] for line in results.lines()] == [0.0, 0.2]
+    assert [line["accuracy"] for line in results.entries()] == [0.0, 0.2]
     (row,) = results.summarise()
     assert (row["seeds"], row["accuracy"]) == (1, 0.2)
     assert len(cells_of("fig2", [1, 1])) == len(cells_of("fig2", [1]))
@@ -307,7 +307,7 @@ def test_lines_of_other_versions_and_damaged_ones_are_passed_over(tmp_path: Path
     results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(20, 0.2, 1.0, 1.0)])  # cut off
     path.write_bytes(path.read_bytes() + b'{"cell": "old", "final": true}\n\xff\xfe\n[1]\n"half')
     results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(60, 0.3, 1.0, 1.0, True)])
-    assert [line["reply"] for line in results.lines()] == [0, 60]
+    assert [line["reply"] for line in results.entries()] == [0, 60]
     assert results.unfinished([CELL]) == []
 
 
@@ -336,4 +336,4 @@ def test_a_summary_gives_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
         results.add(cell, [Evaluation(60, accuracy, float("inf"), 1.0, final=True)])
     (row,) = results.summarise()
     assert (row["seeds"], row["accuracy"], row["deviation"]) == (3, 0.7, 0.2)
-    assert all(line["loss"] is None for line in results.lines())
+    assert all(line["loss"] is None for line in results.entries())

@@ -61,7 +61,7 @@ def test_every_attack_is_in_it_but_those_on_time_and_those_that_no_server_accept
 @pytest.mark.parametrize("rule", sensitivity.all_rules())
 def test_no_rule_trusts_a_liar(rule: str) -> None:
     cell = sensitivity.cell_of(rule, NO_ATTACK, "iid", seed=1, replies=100)
-    built = aggregators.build(rule, cell.chosen_told)
+    built = aggregators.build(rule, cell.rule_fraction)
     assert all(row >= cell.byzantine for row in getattr(built, "trusted", ()))
 
 
@@ -73,13 +73,17 @@ def test_the_liars_share_is_lambda_and_at_no_step_more_than_rules_are_told() -> 
         sum(node < cell.byzantine for node in order[:count]) / count
         for count in range(cell.nodes, cell.replies + 1)
     ]
-    assert max(shares) <= cell.chosen_told and shares[-1] == pytest.approx(0.4, abs=0.003)
+    assert max(shares) <= cell.rule_fraction and shares[-1] == pytest.approx(0.4, abs=0.003)
 
 
 def test_a_rule_is_told_the_largest_share_that_it_takes() -> None:
-    assert sensitivity.told("cwmed") == sensitivity.told("ctma(cwmed)") == 0.45
+    assert (
+        sensitivity.accepted_fraction("cwmed")
+        == sensitivity.accepted_fraction("ctma(cwmed)")
+        == 0.45
+    )
     with pytest.raises(ConfigError, match="krumm"):
-        sensitivity.told("krumm")
+        sensitivity.accepted_fraction("krumm")
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet(0.5)"])
@@ -165,7 +169,7 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(
 CELL = sensitivity.cell_of("mean", NO_ATTACK, "dirichlet(0.5)", seed=1, replies=400)
 GRID = Grid(
     setting={**vars(CELL), "seeds": 2},
-    told={"mean": 0.45, "bulyan": 0.24, "gm": 0.45},
+    fractions={"mean": 0.45, "bulyan": 0.24, "gm": 0.45},
     attacks=("little", "zero"),
     accuracy={
         ("mean", NO_ATTACK): 0.9,
@@ -175,7 +179,7 @@ GRID = Grid(
         ("bulyan", "zero"): 0.6,
         ("gm", NO_ATTACK): 0.92,
     },
-    asked=9,
+    total=9,
 )
 
 
