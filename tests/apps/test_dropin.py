@@ -58,17 +58,17 @@ def test_without_liars_async_is_about_as_good_as_fedavg(name: str) -> None:
 
 @APPS
 def test_with_four_liars_of_ten_async_is_about_as_good_as_fedavg_without(name: str) -> None:
-    assert late(name, "async", dropin.LIARS) > late(name, "fedavg", 0) - 0.05
+    assert late(name, "async", dropin.BYZANTINE) > late(name, "fedavg", 0) - 0.05
 
 
 @APPS
 def test_the_same_liars_ruin_fedavg(name: str) -> None:
-    assert late(name, "fedavg", dropin.LIARS) < 0.2
+    assert late(name, "fedavg", dropin.BYZANTINE) < 0.2
 
 
 @APPS
 def test_the_same_liars_cost_fedmedian_something_and_do_not_ruin_it(name: str) -> None:
-    robbed = late(name, "fedmedian", dropin.LIARS)
+    robbed = late(name, "fedmedian", dropin.BYZANTINE)
     assert 0.6 < robbed < late(name, "fedmedian", 0)
 
 
