@@ -48,7 +48,7 @@ def test_the_run_goes_on_after_a_supernode_is_killed_while_it_computes(
     assert survived["replies"][victim] <= killed_node["replies"][victim] + ROUND
 
 
-def test_a_supernode_that_comes_in_the_middle_of_a_run_gets_weight(
+def test_a_supernode_that_joins_in_the_middle_of_a_run_gets_weight(
     deployment: Deployment, killed_node: Line, added_node: Line
 ) -> None:
     added = deployment.ids["added"]
@@ -127,7 +127,7 @@ def test_the_last_run_finishes_all_rounds_of_the_first(
     assert deployment.listed(finished.run)["status"] == "finished:completed"
 
 
-def test_a_run_that_goes_on_never_asks_for_the_messages_of_another_run(
+def test_a_resumed_run_never_pulls_the_messages_of_another_run(
     deployment: Deployment, finished: Resumed
 ) -> None:
     assert "contains invalid IDs" not in deployment.log_of("superlink")

@@ -102,7 +102,7 @@ def test_the_result_counts_every_reply_of_every_round(
     assert sum(result["weights"].values()) == replies[-1]
 
 
-def test_only_a_first_step_that_came_late_makes_the_first_round_longer(
+def test_only_a_late_first_step_makes_the_first_round_longer(
     result: dict[str, Any], replies: list[int]
 ) -> None:
     # From the first step on there is one a reply; the first needs a reply of every node.
@@ -115,7 +115,7 @@ def test_the_result_names_nodes_by_partition(result: dict[str, Any]) -> None:
     assert set(result["weights"]) == {str(partition) for partition in range(NODES)}
 
 
-def test_the_result_says_that_no_reply_was_rejected(result: dict[str, Any]) -> None:
+def test_the_result_has_no_rejected_replies(result: dict[str, Any]) -> None:
     assert result["rejected"] == {}
 
 
@@ -149,7 +149,7 @@ def test_the_saved_model_has_exactly_the_reported_accuracy(
     assert loss == pytest.approx(result["loss"], rel=1e-5)
 
 
-def test_batch_norm_statistics_travel_to_the_saved_model(model: nn.Module) -> None:
+def test_batch_norm_statistics_reach_the_saved_model(model: nn.Module) -> None:
     fresh = discover()["digits"].make_model("mlp-bn", seed=1).state_dict()
     saved = model.state_dict()
     for name in ("1.running_mean", "1.running_var"):
@@ -216,7 +216,7 @@ def test_a_wrong_value_ends_the_run_with_one_sentence_before_training(
     assert not output.exists()
 
 
-def test_too_few_nodes_stop_the_run_with_the_command_to_type(flower: LocalFlower) -> None:
+def test_too_few_nodes_stop_the_run_with_the_command_to_run(flower: LocalFlower) -> None:
     stopped = flower.run("seed=1", nodes=2, resources="init-args-num-cpus=1")
     assert stopped.status == "finished:failed", stopped.tail()
     told = [line for line in log_lines(stopped, "quorum=10 ") if line.startswith("ERROR")]

@@ -36,24 +36,24 @@ def outcome(flower: LocalFlower, tmp_path_factory: pytest.TempPathFactory) -> di
     return told
 
 
-def test_the_run_is_of_the_flower_that_is_installed_here(outcome: dict[str, Any]) -> None:
+def test_the_run_uses_the_installed_flower(outcome: dict[str, Any]) -> None:
     assert outcome["flwr"] == version("flwr")
 
 
-def test_every_round_is_played_and_every_node_weighs_the_same(
+def test_every_round_is_completed_and_every_node_weighs_the_same(
     outcome: dict[str, Any],
 ) -> None:
     assert outcome["rounds"] == [0, 1, 2, 3]
     assert outcome["weights"] == pytest.approx([1 / 3] * 3)
 
 
-def test_the_model_comes_to_the_honest_optimum_although_one_node_in_three_lies(
+def test_the_model_reaches_the_honest_optimum_with_one_byzantine_node_in_three(
     outcome: dict[str, Any],
 ) -> None:
     assert outcome["model"]["w"] == pytest.approx([1.0] * 3, abs=0.1)
 
 
-def test_buffers_are_as_some_node_has_them(outcome: dict[str, Any]) -> None:
+def test_buffers_are_those_of_some_node(outcome: dict[str, Any]) -> None:
     # Every honest reply raises one by a half, the other by one, from what its query brought.
     assert outcome["model"]["batches"] > 0
     assert outcome["model"]["mean"] == [outcome["model"]["batches"] / 2]
