@@ -1,4 +1,4 @@
-"""Honest nodes pull the model to 1, with a buffer and a counter; node 0 lies by a client mod."""
+"""Honest nodes pull the model to 1, with a buffer and a counter; a client mod attacks on node 0."""
 
 import torch
 from flwr.app import Context
@@ -18,7 +18,7 @@ def gradient(query: Query) -> Gradient:
 
 
 def attack(context: Context) -> SignFlip | None:
-    """Node 0 sends the opposite of what it should."""
+    """Return the attack of node 0."""
     return SignFlip() if context.node_config["partition-id"] == 0 else None
 
 
