@@ -60,7 +60,7 @@ class LocalFlower:
             path.mkdir(parents=True)
         programs = Path(sys.executable).parent
         flwr = shutil.which("flwr", path=programs)
-        assert flwr is not None, f"no flwr beside {sys.executable}: pip install -e '.[test]'"
+        assert flwr is not None, f"no flwr next to {sys.executable}: pip install -e '.[test]'"
         self._flwr = flwr
         http, control = _free_ports(2)
         foreign = ("FLWR_", "RAY_")

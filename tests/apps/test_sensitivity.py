@@ -95,7 +95,7 @@ def test_nodes_train_on_separate_examples(partition: str) -> None:
         for node in range(cell.nodes)
     ]
     assert sum(len(own) for own in drawn) == len(set().union(*drawn)) > 400
-    assert torch.equal(batches.batch(0, 7), batches.batch(0, 7))  # asked twice by μ²
+    assert torch.equal(batches.batch(0, 7), batches.batch(0, 7))  # needed twice by μ²
     assert not torch.equal(batches.batch(0, 7), batches.batch(0, 8))
 
 

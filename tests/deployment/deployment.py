@@ -113,7 +113,7 @@ class Deployment(LocalFlower):
 
     def _start(self, name: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         found = shutil.which(program, path=Path(sys.executable).parent)
-        assert found is not None, f"no {program} beside {sys.executable}"
+        assert found is not None, f"no {program} next to {sys.executable}"
         home = self._folder / f"home-{name}"
         home.mkdir(exist_ok=True)
         with (self._logs / f"{name}.log").open("ab") as log:

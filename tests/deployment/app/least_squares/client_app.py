@@ -76,10 +76,10 @@ def dying(message: Message, context: Context) -> RecordDict:
 
 def hostile(message: Message, context: Context) -> RecordDict:
     """Break each reply in a different way."""
-    asked = context.state.config_records.get("asked", ConfigRecord({"times": 0}))
-    times = int(str(asked["times"]))
-    context.state["asked"] = ConfigRecord({"times": times + 1})
-    return HOSTILITIES[times % len(HOSTILITIES)](honest(message, context))
+    previous = context.state.config_records.get("replies", ConfigRecord({"count": 0}))
+    count = int(str(previous["count"]))
+    context.state["replies"] = ConfigRecord({"count": count + 1})
+    return HOSTILITIES[count % len(HOSTILITIES)](honest(message, context))
 
 
 def _raise(reply: RecordDict) -> RecordDict:
