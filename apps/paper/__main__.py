@@ -65,7 +65,7 @@ def parser() -> Parser:
         )
     _add_common(one)
     _add_run(one)
-    rates = figures.add_parser("convex", help="rates on convex problems, compared with the paper's claims")
+    rates = figures.add_parser("convex", help="rates on convex problems, for the paper's claims")
     rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
     rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="narrow runs")
     rates.add_argument("--replies", type=int, default=4096, help="longest horizon; default 4096")
