@@ -1,1 +1,1 @@
-"""Figures that README and docs show, each measured by a command: `python -m apps.benchmarks`."""
+"""The measurements in README and docs, each by a command: `python -m apps.benchmarks`."""

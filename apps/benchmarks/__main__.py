@@ -1,4 +1,4 @@
-"""`python -m apps.benchmarks NAME`: measure and print what the documents show."""
+"""`python -m apps.benchmarks NAME`: run a measurement of README or docs, and print it."""
 
 import argparse
 import signal
@@ -25,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, module in BENCHMARKS.items():
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(names.add_parser(name, help=summary, description=module.__doc__))
-    chosen = parser.parse_args(arguments)
-    # As an exception, so that what a benchmark has started is ended before it ends.
+    options = parser.parse_args(arguments)
+    # As an exception, so that a benchmark ends the processes that it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        BENCHMARKS[chosen.name].main(chosen)
+        BENCHMARKS[options.name].main(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""Time of a whole run on a virtual clock beside a plain loop that does the same arithmetic.
+"""Time of a run on a virtual clock, compared with a plain loop of the same arithmetic.
 
-One cell of figure 2 (w-CWMed, sign flip) by `AsyncRobust` on `VirtualGrid`, and by a loop
-without Flower that computes the same two gradients per arrival and takes its weighted median by
-sorting. Both end with the same model, bit for bit. One torch thread, in turn, in one process.
+One cell of figure 2 (w-CWMed, sign flip) by `AsyncRobust` on `VirtualGrid`, and by a loop without
+Flower that computes the same two gradients per arrival and sorts for the weighted median. Both
+end with the same model, bit for bit. They alternate in one process, with one torch thread.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from flwr_byzasync._checks import check_integer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--dataset", default="fashion-mnist")
-    parser.add_argument("--data-dir", default="", help="where the data set lies")
+    parser.add_argument("--data-dir", default="", help="folder of the data set")
     parser.add_argument("--replies", type=int, default=3750)
-    parser.add_argument("--turns", type=int, default=1, help="how often both are run")
+    parser.add_argument("--turns", type=int, default=1, help="runs of each")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -42,8 +42,8 @@ def main(options: argparse.Namespace) -> None:
     for turn in range(1, options.turns + 1):
         loop = plain(cell, options.data_dir)
         strategy, gradients, arrays = timed(cell, options.data_dir)
-        told = arrays.to_torch_state_dict()
-        if not all(torch.equal(value, told[name]) for name, value in loop.arrays.items()):
+        model = arrays.to_torch_state_dict()
+        if not all(torch.equal(value, model[name]) for name, value in loop.arrays.items()):
             raise AssertionError("the strategy and the plain loop end with different models")
         for name, seconds, inside in (
             ("plain, sort", loop.seconds, loop.gradient_seconds),
@@ -58,16 +58,16 @@ def main(options: argparse.Namespace) -> None:
 
 
 def timed(cell: Cell, data_dir: str) -> tuple[float, float, ArrayRecord]:
-    """Return seconds without evaluation, those spent in gradients, and the final arrays."""
+    """Return seconds without evaluation, seconds in gradients, and the final arrays."""
     inside = 0.0
-    untimed, unmeasured = client_app.batch_gradient, run.measure
+    original_gradient, original_measure = client_app.batch_gradient, run.measure
     kept: list[ArrayRecord] = []
 
     def gradient(*arguments: object) -> object:
         nonlocal inside
         began = time.perf_counter()
         try:
-            return untimed(*arguments)  # type: ignore[arg-type]
+            return original_gradient(*arguments)  # type: ignore[arg-type]
         finally:
             inside += time.perf_counter() - began
 
@@ -83,4 +83,4 @@ def timed(cell: Cell, data_dir: str) -> tuple[float, float, ArrayRecord]:
         run.run(cell, data_dir)
         return time.perf_counter() - began, inside, kept[-1]
     finally:
-        patched["batch_gradient"], whole["measure"] = untimed, unmeasured
+        patched["batch_gradient"], whole["measure"] = original_gradient, original_measure

@@ -1,7 +1,7 @@
-"""The reference app under attack: final accuracy by rule and attack over some seeds.
+"""The reference app under attack: final accuracy by rule and attack, over several seeds.
 
-Every cell is a real `flwr run` of this repository in this environment: ten simulated nodes, four
-of them Byzantine, 1,000 accepted replies.
+Each cell is a real `flwr run` of this repository: ten simulated nodes, four of them Byzantine,
+1,000 accepted replies.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> None:
 def _run(
     flower: LocalFlower, folder: Path, rule: str, attack: str, seed: int
 ) -> tuple[float, float, float]:
-    """Return accuracy, Byzantine share of the weight and seconds from command to result."""
+    """Return accuracy, Byzantine share of the weight, and seconds from command to result."""
     output = folder / f"{rule}-{attack}-{seed}"
     run = flower.run(
         f'aggregator="{rule}" attack="{attack}" seed={seed} output-dir="{output}"', seconds=600
@@ -58,7 +58,7 @@ def _run(
     if run.status != "finished:completed":
         raise RuntimeError(f"{rule}, {attack}, seed {seed}: {run.tail()}")
     result = json.loads((output / "result.json").read_text())
-    lying = range(result["config"]["byzantine-nodes"]) if attack != "none" else ()
+    byzantine = range(result["config"]["byzantine-nodes"]) if attack != "none" else ()
     weights = result["weights"]
-    share = sum(weights[str(node)] for node in lying) / sum(weights.values())
+    share = sum(weights[str(node)] for node in byzantine) / sum(weights.values())
     return result["accuracy"], share, run.seconds

@@ -1,9 +1,9 @@
-"""FedAvg, FedMedian and AsyncRobust in three apps that were written for FedAvg.
+"""FedAvg, FedMedian and AsyncRobust in three apps written for FedAvg.
 
-Final accuracy, on the server's own examples, of `apps/dropin_torch`, `dropin_sklearn` and
-`dropin_numpy`, each run through its own ServerApp and ClientApp on a virtual clock: ten nodes
-whose replies take half a second to two. None of them lie, or four send the opposite of their
-update, three times as long. Every strategy gets the same number of replies.
+Final accuracy on the server's held-out examples of `apps/dropin_torch`, `dropin_sklearn` and
+`dropin_numpy`, each run through its own ServerApp and ClientApp on a virtual clock: ten nodes that
+reply within 0.5 to 2 seconds. None are Byzantine, or four send their update times -3. All
+strategies get the same number of replies.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from flwr_byzasync import AsyncRobust, Models, VirtualGrid
 from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CTMA, NNM, CoordinateWiseMedian, Mean
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.simulation.federation import VirtualNode
+from flwr_byzasync.simulation import VirtualNode
 
 APPS = ("dropin_torch", "dropin_sklearn", "dropin_numpy")
 STRATEGIES = {"fedavg": "FedAvg", "fedmedian": "FedMedian", "async": "AsyncRobust"}
-NODES, LIARS = 10, 4
+NODES, BYZANTINE = 10, 4
 SHARES = (0.15, 0.25, 0.45)
-"""Shares λ of liars that rules are made for."""
+"""Values of λ for the rules."""
 STEPS = ((2.0, 0.5), (1.0, 0.5), (4.0, 0.5), (1.0, 0.0), (0.5, 0.0))
-"""Server steps that are tried, in 1/m for each reply, and how far old models follow the server."""
+"""Pairs of a step size, in 1/m per reply, and a `delay_compensation`."""
 
 
 def folder_of(name: str) -> Path:
@@ -49,7 +49,7 @@ def folder_of(name: str) -> Path:
 
 
 def load(name: str) -> tuple[ServerApp, ClientApp, dict[str, Any]]:
-    """Import an app as Flower does, with its folder on the path; return its run-config too."""
+    """Import an app as Flower does, with its folder on the path; return it with its run-config."""
     folder = str(folder_of(name))
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -60,41 +60,41 @@ def load(name: str) -> tuple[ServerApp, ClientApp, dict[str, Any]]:
 
 
 def compute(rng: np.random.Generator) -> float:
-    """Return how long a reply takes."""
+    """Return the seconds of one reply."""
     return float(rng.uniform(0.5, 2.0))
 
 
 def run(
     name: str,
     strategy: str,
-    liars: int,
+    byzantine: int,
     seed: int,
     settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> str:
-    """Run an app, and return what it prints; `settings` are more arguments for AsyncRobust."""
+    """Run an app and return its output; `settings` are more arguments for AsyncRobust."""
     server, client, config = load(name)
-    made = partial(AsyncRobust, **(settings or {}))
-    given = {key.replace("_", "-"): value for key, value in changes.items()}
-    config |= {"strategy": strategy, "byzantine-nodes": liars, "seed": seed, **given}
+    configured = partial(AsyncRobust, **(settings or {}))
+    config |= {"strategy": strategy, "byzantine-nodes": byzantine, "seed": seed}
+    config |= {key.replace("_", "-"): value for key, value in changes.items()}
     printed, nodes = io.StringIO(), [VirtualNode(compute=compute)] * NODES
     with (
         VirtualGrid(client, nodes, run_config=config, seed=seed) as grid,
-        mock.patch.object(sys.modules[f"{name}.server_app"], "AsyncRobust", made),
+        mock.patch.object(sys.modules[f"{name}.server_app"], "AsyncRobust", configured),
         warnings.catch_warnings(),
         threadpool_limits(1),
         contextlib.redirect_stdout(printed),
     ):
-        # Where FedAvg is ruined, numbers overflow.
+        # FedAvg overflows under attack.
         warnings.simplefilter("ignore")
         server(grid=grid, context=grid.context())
     return printed.getvalue()
 
 
 def accuracies(printed: str) -> list[float]:
-    """Return the server's own accuracy at the start and after each round, from a printed Result."""
-    told = printed[printed.rindex("ServerApp-side Evaluate Metrics") :]
-    return [float(number) for number in re.findall(r"'accuracy': '([^']+)'", told)]
+    """Return the server-side accuracy at the start and after each round, from a printed Result."""
+    metrics = printed[printed.rindex("ServerApp-side Evaluate Metrics") :]
+    return [float(number) for number in re.findall(r"'accuracy': '([^']+)'", metrics)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,30 +123,36 @@ def main(options: argparse.Namespace) -> None:
         label: {"payload": Models(delay_compensation=share), "optimizer": sgd}
         for label, (sgd, share) in steps.items()
     }
-    _table({label: ("async", given) for label, given in settings.items()}, options)
+    _table({label: ("async", chosen) for label, chosen in settings.items()}, options)
 
 
 def _table(
     columns: Mapping[str, tuple[str, Mapping[str, Any]]], options: argparse.Namespace
 ) -> None:
-    """Print the accuracy of each app, with and without liars, by strategy and its settings."""
+    """Print the accuracy of each app, with and without liars, by strategy and settings."""
     print(f"| app | liars of {NODES} | {' | '.join(columns)} |")
     print("|---|---" + "|---" * len(columns) + "|")
     for name in APPS:
-        for liars in (0, LIARS):
-            cells = [_cell(name, key, liars, given, options) for key, given in columns.values()]
-            print(f"| `{name}` | {liars} | {' | '.join(cells)} |", flush=True)
+        for byzantine in (0, BYZANTINE):
+            cells = [_cell(name, key, byzantine, more, options) for key, more in columns.values()]
+            print(f"| `{name}` | {byzantine} | {' | '.join(cells)} |", flush=True)
 
 
 def _cell(
-    name: str, strategy: str, liars: int, settings: Mapping[str, Any], options: argparse.Namespace
+    name: str,
+    strategy: str,
+    byzantine: int,
+    settings: Mapping[str, Any],
+    options: argparse.Namespace,
 ) -> str:
-    """Return the mean of the final accuracies, and each."""
+    """Return the mean final accuracy, and that of each seed."""
     final = []
     for seed in options.seeds:
         try:
-            told = run(name, strategy, liars, seed, settings, num_server_rounds=options.rounds)
-        except ValueError:  # scikit-learn refuses a model of infinities
+            printed = run(
+                name, strategy, byzantine, seed, settings, num_server_rounds=options.rounds
+            )
+        except ValueError:  # scikit-learn rejects infinite coefficients
             return "diverges"
-        final.append(accuracies(told)[-1])
+        final.append(accuracies(printed)[-1])
     return f"{statistics.mean(final):.3f} ({', '.join(f'{one:.3f}' for one in final)})"

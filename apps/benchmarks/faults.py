@@ -1,9 +1,9 @@
-"""One faulty client among five: what it does to Flower's stock strategies and to AsyncRobust.
+"""The effect of one faulty client among five on Flower's stock strategies and on AsyncRobust.
 
 Real strategies and messages on a virtual clock. Each client's loss is the squared distance to its
-own target, 0.8 to 1.2, so that together they train to 1. The one whose target is 1.2 is at fault
-from its first reply on, in one way a row. "Unharmed" is a final model less than 0.15 from 1;
-"steered" is one at the faulty client's own target.
+target, 0.8 to 1.2, so that together they train to 1. The client with target 1.2 is faulty from its
+first reply on, in one way per row. "Unharmed" is a final model less than 0.15 from 1; "steered" is
+one at the faulty client's target.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from flwr_byzasync import AsyncRobust, VirtualGrid
 from flwr_byzasync._checks import check_integer
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.simulation.federation import Churn, VirtualNode
+from flwr_byzasync.simulation import Churn, VirtualNode
 
 NODES, FAULTY = 5, 4
 TARGETS = (0.8, 0.9, 1.0, 1.1, 1.2)
@@ -98,7 +98,7 @@ class Doubling(VirtualGrid):
     def pull_messages(
         self, message_ids: Iterable[str] | None = None, **renamed: Iterable[str]
     ) -> list[Message]:
-        """Return the replies that have arrived, some of them twice."""
+        """Return the replies that have arrived, the faulty client's twice."""
         replies = super().pull_messages(message_ids, **renamed)
         faulty = self.node_ids[FAULTY]
         return [r for r in replies for _ in range(1 + (r.metadata.src_node_id == faulty))]
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Try every strategy with every fault and print a Markdown table."""
+    """Run every strategy with every fault, and print a Markdown table."""
     check_integer("rounds", options.rounds, low=1, fix="pass for example --rounds 20")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     print(f"flwr {flwr.__version__}, {NODES} clients, {options.rounds} rounds\n")
@@ -122,7 +122,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def outcome(strategy: Strategy, fault: str, rounds: int) -> str:
-    """Return in a few words what becomes of a run with one faulty client."""
+    """Return the outcome of a run with one faulty client, in a few words."""
     nodes = [VirtualNode()] * NODES
     if fault == "silent for ever":
         nodes[FAULTY] = VirtualNode(compute=1e9)
@@ -133,20 +133,20 @@ def outcome(strategy: Strategy, fault: str, rounds: int) -> str:
         warnings.simplefilter("ignore")
         try:
             result = strategy.start(grid, start, rounds)
-            reached = [array.numpy() for array in result.arrays.values()]
+            final = [array.numpy() for array in result.arrays.values()]
         except (Exception, SystemExit) as error:
             return f"ends: {type(error).__name__}"
         seconds = grid.clock() / rounds
-    return _described(reached) + _beside(strategy, seconds)
+    return _described(final) + _notes(strategy, seconds)
 
 
 def _client(fault: str, message: Message, context: Context) -> Message:
-    """Train one step to the client's own target, as any ClientApp would; then spoil the reply."""
+    """Train one step towards the client's target, as any ClientApp would; then spoil the reply."""
     partition = int(context.node_config["partition-id"])
     config = message.content.config_records["config"]
     x = next(iter(message.content.array_records["arrays"].values())).numpy()
     gradient = (x - TARGETS[partition]).astype(np.float32)
-    # The one difference: our strategy asks for a direction, Flower's for a model.
+    # AsyncRobust asks for a direction here, Flower's strategies for a model.
     sent = gradient if "byz.payload" in config else x - np.float32(0.5) * gradient
     content = RecordDict(
         {
@@ -160,26 +160,26 @@ def _client(fault: str, message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def _described(reached: list[NDArray[np.generic]]) -> str:
-    if not reached:
+def _described(final: list[NDArray[np.generic]]) -> str:
+    if not final:
         return "ends without a model"
-    x = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in reached])
+    x = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in final])
     if not np.isfinite(x).all():
         return "poisoned: NaN" if np.isnan(x).any() else "poisoned: infinity"
     if x.shape != (3,):
         return f"poisoned: {x.size} numbers instead of 3"
-    far = float(np.abs(x - 1.0).max())
+    distance = float(np.abs(x - 1.0).max())
     if np.abs(x - TARGETS[FAULTY]).max() < 0.01:
         return f"steered: {x[0]:.2f}"
-    if far >= 0.15:
+    if distance >= 0.15:
         return f"poisoned: {x[0]:.3g}"
-    # A wider array makes the average, and so the model of the next round, wider as well.
-    dtype = reached[0].dtype
+    # A wider array widens the average, and so the model of the next round.
+    dtype = final[0].dtype
     return "unharmed" if dtype == np.float32 else f"unharmed, but the model is {dtype}"
 
 
-def _beside(strategy: Strategy, seconds: float) -> str:
-    """Return what the strategy counted, and how long a round took if it was long."""
+def _notes(strategy: Strategy, seconds: float) -> str:
+    """Return the counted reasons, and the time of a round if it was long."""
     notes = [f"{seconds:,.0f} s a round"] if seconds > 10 else []
     if isinstance(strategy, AsyncRobust):
         notes += [f"`{reason.name}`" for reason in strategy.statistics().reasons]

@@ -1,4 +1,4 @@
-"""A local SuperLink of our own, driven only through the `flwr` command."""
+"""A separate local SuperLink, driven only by the `flwr` command."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STARTED = re.compile(r"^Successfully started run (\d+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Command:
-    """What one `flwr` command printed, and how it ended."""
+    """The output and exit code of one `flwr` command."""
 
     exit_code: int
     log: str
@@ -33,7 +33,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: what `flwr list` says of it, and its log without colours."""
+    """One finished run: its entry in `flwr list`, and its log without colours."""
 
     status: str
     details: str
@@ -41,7 +41,7 @@ class Run:
     seconds: float
 
     def tail(self, lines: int = 60) -> str:
-        """Return how the run ended and the last lines of its log."""
+        """Return the run's status and the last lines of its log."""
         last = "\n".join(self.log.splitlines()[-lines:])
         return f"{self.status} ({self.details}) after {self.seconds:.0f} s\n{last}"
 
@@ -49,24 +49,24 @@ class Run:
 class LocalFlower:
     """Starts a managed local SuperLink with its first run, as a user's `flwr run` does.
 
-    FLWR_HOME alone does not keep local SuperLinks apart: `flwr` talks to whoever answers on the
-    port. The SuperLink starts in an empty folder, because simulated nodes would import a package
-    of the same name from there instead of the bundle.
+    FLWR_HOME alone does not separate local SuperLinks: `flwr` connects to whichever answers on the
+    port. The SuperLink starts in an empty folder, since simulated nodes would import a package of
+    the same name from there instead of from the bundle.
     """
 
     def __init__(self, folder: Path) -> None:
         self.home, self._empty, self._logs = folder / "home", folder / "empty", folder / "logs"
-        for made in (self.home, self._empty, self._logs):
-            made.mkdir(parents=True)
+        for path in (self.home, self._empty, self._logs):
+            path.mkdir(parents=True)
         programs = Path(sys.executable).parent
-        found = shutil.which("flwr", path=programs)
-        assert found is not None, f"no flwr beside {sys.executable}: pip install -e '.[test]'"
-        self._flwr = found
+        flwr = shutil.which("flwr", path=programs)
+        assert flwr is not None, f"no flwr next to {sys.executable}: pip install -e '.[test]'"
+        self._flwr = flwr
         http, control = _free_ports(2)
         foreign = ("FLWR_", "RAY_")
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(foreign)},
-            # flwr finds its own daemons by PATH.
+            # flwr looks up its daemons in PATH.
             "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)]),
             "FLWR_HOME": str(self.home),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
@@ -82,9 +82,9 @@ class LocalFlower:
         self._commands = 0
 
     def flwr(self, *arguments: str, seconds: float = 60) -> Command:
-        """Run one `flwr` command; beyond `seconds` it fails with what it has printed."""
+        """Run one `flwr` command; after `seconds` fail with its output so far."""
         self._commands += 1
-        # A file, not a pipe: what was printed before a time limit can still be shown.
+        # A file, not a pipe, keeps the output of a command that exceeds its time limit.
         printed = self._logs / f"{self._commands}.log"
         with printed.open("w") as file:
             try:
@@ -102,8 +102,8 @@ class LocalFlower:
                 done = None
         log = ANSI.sub("", printed.read_text())
         if done is None:
-            told = Command(-1, log).tail()
-            raise AssertionError(f"flwr {' '.join(arguments)}: no end in {seconds:g} s\n{told}")
+            tail = Command(-1, log).tail()
+            raise AssertionError(f"flwr {' '.join(arguments)}: no end in {seconds:g} s\n{tail}")
         return Command(done.returncode, log)
 
     def run(
@@ -114,7 +114,7 @@ class LocalFlower:
         seconds: float = 240,
         app: Path = REPOSITORY,
     ) -> Run:
-        """Run an app, this repository's unless told otherwise, and return what became of it."""
+        """Run an app, by default this repository's, to its end."""
         federation = f"num-supernodes={nodes} client-resources-num-cpus=1 {resources}".strip()
         began = time.monotonic()
         command = self.flwr(
@@ -124,7 +124,7 @@ class LocalFlower:
         )
         started = STARTED.search(command.log)
         assert started is not None, f"flwr run started no run:\n{command.tail()}"
-        # The exit code tells nothing: flwr run --stream ends with 0 even when the app raised.
+        # `flwr run --stream` exits with 0 even when the app raised.
         listed = self.listed(started[1])
         while not listed["status"].startswith("finished") and time.monotonic() < began + seconds:
             time.sleep(0.5)
@@ -133,33 +133,33 @@ class LocalFlower:
         return Run(listed["status"], listed["status-details"], command.log, seconds)
 
     def listed(self, run_id: str) -> dict[str, Any]:
-        """Return what `flwr list` says about a run."""
+        """Return the entry of a run in `flwr list`."""
         (run,) = [run for run in self.runs() if run["run-id"] == run_id]
         return run
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return what `flwr list` says about every run."""
+        """Return the entries of all runs in `flwr list`."""
         command = self.flwr("list", "--format", "json")
         assert command.exit_code == 0, command.tail()
-        told: dict[str, Any] = json.loads(command.log[command.log.index("{") :])
-        return list(told["runs"])
+        listed: dict[str, Any] = json.loads(command.log[command.log.index("{") :])
+        return list(listed["runs"])
 
     def processes(self) -> dict[int, str]:
-        """Return pid and command of everything that was started with our FLWR_HOME."""
+        """Return pid and command of all processes started with our FLWR_HOME."""
         ours = f"FLWR_HOME={self.home}".encode()
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 inherited = (folder / "environ").read_bytes().split(b"\0")
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-            except OSError:  # ended meanwhile, or somebody else's
+            except OSError:  # ended meanwhile, or another user's
                 continue
             if ours in inherited:
                 found[int(folder.name)] = command.decode(errors="replace").strip()
         return found
 
     def stop(self) -> None:
-        """End the SuperLink and all that it has started: politely, then by force."""
+        """End the SuperLink and all its processes: by SIGTERM, then by SIGKILL."""
         self._end(signal.SIGTERM, patience=15)
         self._end(signal.SIGKILL, patience=10)
         left = self.processes()
@@ -177,9 +177,9 @@ class LocalFlower:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
+    """Return different free ports."""
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
+        return [one.getsockname()[1] for one in sockets]

@@ -1,8 +1,8 @@
-"""Time of one aggregation by rule, beside the weighted mean measured in the same run.
+"""Time of one aggregation by rule, relative to the weighted mean in the same run.
 
-Rows are Gaussian, weights are counts; the ratio to the mean is what to compare, since machines
-and their load differ. Where a rule is kept up to date, also the time of one reply to its table,
-of which one row changes. Medians of several calls, one torch thread unless told otherwise.
+Rows are Gaussian, weights are counts. Compare the ratio to the mean, since machines and their load
+differ. For incremental rules also the time of one reply, which changes one row of the table.
+Medians of several calls, by default one torch thread.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def main(options: argparse.Namespace) -> None:
     replies: dict[str, list[float]] = {name: [] for name in RULES}
     for call in range(options.calls + 1):
         reply = torch.randn(options.size, generator=generator).to(options.device)
-        # In turn, so that a drift of the machine's speed meets every rule alike. The first of
-        # each is not counted: it warms up, and starts what is kept up to date.
+        # In turn, so that a drift of the machine's speed affects all rules alike. The first
+        # call of each is a warm-up, and is not counted.
         for name, rule in rules.items():
             scratch = seconds(rule, rows, weights)
             kept = seconds(answer, tables[name], call, reply) if name in tables else 0.0
@@ -57,7 +57,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def filled(rule: aggregators.Aggregator, rows: Tensor) -> Table[object]:
-    """Return a table in which every row has been sent once."""
+    """Return a table with all rows, each sent once."""
     table: Table[object] = Table(rule, rows.shape[1], rows.dtype, rows.device)
     for index, row in enumerate(rows):
         table.replace(index, row)
@@ -65,13 +65,13 @@ def filled(rule: aggregators.Aggregator, rows: Tensor) -> Table[object]:
 
 
 def answer(table: Table[object], call: int, reply: Tensor) -> Tensor:
-    """Replace one row, another with each call, and return the direction."""
+    """Replace one row, a different one in each call, and return the direction."""
     table.replace(call % len(table), reply)
     return table.direction()
 
 
 def seconds(work: Callable[..., Tensor], *arguments: object) -> float:
-    """Return how long it takes until the result is on the host."""
+    """Return the seconds until the result is on the host."""
     began = time.perf_counter()
     work(*arguments).cpu()
     return time.perf_counter() - began

@@ -1,9 +1,9 @@
-"""The price of validation: one reply decoded and checked, beside one w-CWMed step from scratch.
+"""The cost of validation: decoding one reply, compared with one w-CWMed step from scratch.
 
-Per size: the step; `decode_reply` of a good reply, and of one of values of 1e30, whose norm takes
-a second pass; the least that any decoding costs, one copy of the values into a vector, from
-which the price of the checks alone follows; and Flower's own reading, `Array.numpy()`, into such
-a vector. Milliseconds, medians of several calls made in turn, one thread.
+Per size: the step; `decode_reply` of a valid reply, and of one with values of 1e30, whose norm
+takes a second pass; a bare copy of the values into a vector, whose time is subtracted to get that
+of the checks alone; and Flower's own reading, `Array.numpy()`, into such a vector. Milliseconds,
+medians of several calls in turn, one thread.
 """
 
 import argparse
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--nodes", type=int, default=17)
     parser.add_argument("--sizes", type=int, nargs="+", default=[66_230, 10_000_000])
-    # As many as the paper's network has.
-    parser.add_argument("--arrays", type=int, default=13, help="arrays that a reply consists of")
+    # The number in the paper's network.
+    parser.add_argument("--arrays", type=int, default=13, help="arrays per reply")
     parser.add_argument("--calls", type=int, default=7)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Time all of it and print a Markdown table."""
+    """Time each kind of work, and print a Markdown table."""
     for name in ("nodes", "arrays", "calls"):
         check_integer(name, getattr(options, name), low=1, fix=f"pass for example --{name} 1")
     for size in options.sizes:
@@ -70,17 +70,17 @@ def measured(nodes: int, size: int, arrays: int, calls: int) -> dict[str, float]
     took: dict[str, list[float]] = {name: [] for name in works}
     for call in range(calls + 1):
         for name, work in works.items():
-            rows.sum()  # a reply comes between steps, when the caches hold something else
+            rows.sum()  # evicts the caches, as a step between two replies does
             began = time.perf_counter()
             work()
-            # The first of each warms up.
+            # The first call of each is a warm-up.
             if call > 0:
                 took[name].append(time.perf_counter() - began)
     return {name: statistics.median(times) for name, times in took.items()}
 
 
 def reply_of(vector: Tensor, arrays: int) -> tuple[Message, ModelLayout]:
-    """Return a good reply with a vector cut into arrays, and the layout that it has."""
+    """Return a valid reply with a vector cut into arrays, and its layout."""
     cut = {f"layer{k}.weight": part for k, part in enumerate(vector.tensor_split(arrays))}
     content = RecordDict(
         {
@@ -99,12 +99,12 @@ def decoded(reply: Message, layout: ModelLayout) -> Update:
     """Decode and check a reply as the strategy does."""
     update = decode_reply(reply, layout, CPU, query=0, message_format=MessageFormat())
     if not isinstance(update, Update):
-        raise RuntimeError(f"a good reply was refused: {update}")
+        raise RuntimeError(f"a valid reply was rejected: {update}")
     return update
 
 
 def copied(reply: Message, layout: ModelLayout) -> Tensor:
-    """Copy the last bytes of each array into a vector and believe that they are its values."""
+    """Copy the last bytes of each array into a vector, unchecked."""
     flat, start = np.empty(layout.parameters.size, dtype=np.float32), 0
     record = reply.content.array_records["arrays"]
     for entry in layout.parameters.entries:

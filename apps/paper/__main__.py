@@ -10,15 +10,15 @@ from typing import NoReturn
 
 from apps.paper import convex, sensitivity
 from apps.paper.cells import ARRIVALS, Cell
-from apps.paper.figures import FIGURES, cells_of, fraction_of, narrowed, settings_of
+from apps.paper.figures import FIGURES, cells_of, filtered, fraction_of, settings_of
 from apps.paper.jobs import Job, run_all
 from apps.paper.plot import draw
 from apps.paper.results import Results, group_of
 from apps.train import tasks
+from flwr_byzasync import ConfigError
 from flwr_byzasync._checks import check_choice
-from flwr_byzasync.errors import ConfigError
 
-EPILOG = "Cells that are finished in --out are not run again: the same command goes on."
+EPILOG = "Cells that are finished in --out are not run again."
 
 
 ONE = {
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
+        """Print the error as one line and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -48,7 +48,7 @@ def parser() -> Parser:
         _add_common(figure)
         _add_run(figure)
     listing = figures.add_parser("list", help="print the cells of a figure with their settings")
-    listing.add_argument("of", nargs="?", metavar="FIGURE", help="which; all if left out")
+    listing.add_argument("of", nargs="?", metavar="FIGURE", help="default: all")
     _add_common(listing)
     one = figures.add_parser("one", help="a single configuration", epilog=EPILOG)
     for field in fields(Cell):
@@ -65,7 +65,7 @@ def parser() -> Parser:
         )
     _add_common(one)
     _add_run(one)
-    rates = figures.add_parser("convex", help="rates on convex problems, beside the paper's claims")
+    rates = figures.add_parser("convex", help="rates on convex problems, for the paper's claims")
     rates.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
     rates.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="narrow runs")
     rates.add_argument("--replies", type=int, default=4096, help="longest horizon; default 4096")
@@ -85,7 +85,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--arrivals",
         default="paper",
         metavar="NAME",
-        help=f"{' or '.join(ARRIVALS)}: the published code's turns, or the true share λ",
+        help=f"{' or '.join(ARRIVALS)}: as the published code, or the exact share λ",
     )
     command.add_argument("--replies", type=int, help="accepted replies; default: one epoch")
     command.add_argument("--evaluate-every", type=int, help="replies between evaluations")
@@ -93,10 +93,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 def _add_run(command: argparse.ArgumentParser, files: bool = True) -> None:
     command.add_argument("--out", type=_folder, required=True, metavar="DIR", help="for results")
-    command.add_argument("--jobs", type=int, default=1, help="cells at a time; default 1")
+    command.add_argument("--jobs", type=int, default=1, help="parallel cells; default 1")
     if files:
-        command.add_argument("--data-dir", default="", metavar="DIR", help="where data sets lie")
-        command.add_argument("--download", action="store_true", help="fetch the data set")
+        command.add_argument(
+            "--data-dir", default="", metavar="DIR", help="folder of the data sets"
+        )
+        command.add_argument("--download", action="store_true", help="download the data set")
 
 
 def _folder(text: str) -> Path:
@@ -106,7 +108,7 @@ def _folder(text: str) -> Path:
 
 
 def cells_from(options: argparse.Namespace) -> list[Cell]:
-    """Return the cells that a command line asks for, before ``--only`` narrows them.
+    """Return the cells of a command line, before ``--only`` is applied.
 
     Raises
     ------
@@ -116,15 +118,15 @@ def cells_from(options: argparse.Namespace) -> list[Cell]:
     if options.dataset is not None:
         fix = "pass for example --dataset fashion-mnist"
         check_choice("--dataset", options.dataset, tasks.discover(), fix=fix)
-    given = {key: getattr(options, key) for key in ("replies", "evaluate_every")}
-    common = {key: value for key, value in given.items() if value is not None}
+    optional = {key: getattr(options, key) for key in ("replies", "evaluate_every")}
+    common = {key: value for key, value in optional.items() if value is not None}
     common["arrivals"] = options.arrivals
     if options.figure == "one":
         return _one(options, common)
-    asked = [options.of] if getattr(options, "of", None) else [options.figure]
+    figures = [options.of] if getattr(options, "of", None) else [options.figure]
     return [
         cell
-        for figure in (list(FIGURES) if asked == ["list"] else asked)
+        for figure in (list(FIGURES) if figures == ["list"] else figures)
         for cell in cells_of(figure, options.seeds, options.dataset, **common)
     ]
 
@@ -153,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.figure == sensitivity.FIGURE:
             return sensitivity.main(options)
         planned = cells_from(options)
-        cells = narrowed(planned, options.only)
+        cells = filtered(planned, options.only)
         if options.figure == "list":
             print("\n".join(_settings(cell) for cell in cells))
             return 0
@@ -176,11 +178,10 @@ def _settings(cell: Cell) -> str:
 
 
 def report(results: Results, cells: Sequence[Cell], planned: Sequence[Cell]) -> None:
-    """Write the summary, print the rows of `cells`, and draw what is finished of the figure."""
-    lines = results.of(cells)
-    if not lines:
+    """Write the summary, print the rows of `cells`, and draw the figure's finished cells."""
+    groups = {group_of(entry) for entry in results.of(cells)}
+    if not groups:
         return
-    groups = {group_of(line) for line in lines}
     for row in results.summarise():
         if group_of(row) in groups:
             deviation = f" ± {row['deviation']:.3f}" if row["deviation"] != "" else ""
@@ -198,7 +199,7 @@ if __name__ == "__main__":
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # `list | head`: nobody reads on
+    except BrokenPipeError:  # as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)

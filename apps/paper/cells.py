@@ -1,4 +1,4 @@
-"""One cell of a figure: every setting of one run."""
+"""One cell of a figure: all settings of one run."""
 
 import hashlib
 import json
@@ -10,18 +10,17 @@ import torch
 from apps.train import tasks
 from apps.train.settings import check_batch_size
 from apps.train.tasks import partitions
-from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync import ConfigError, aggregators, attacks, estimators
 from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 from flwr_byzasync.attacks import TimedAttack, VectorAttack
-from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.simulation.arrivals import POWERS
 
 NO_ATTACK = "none"
 SHARED = "shared"
-NEWER = MappingProxyType({"partition": SHARED, "told": -1.0})
-"""Settings that came later: cells that leave them alone are known by the name they had before."""
+ADDED_FIELDS = MappingProxyType({"partition": SHARED, "told": -1.0})
+"""Fields added later, with their defaults. A cell that has the defaults keeps its older name."""
 ARRIVALS = {"paper": "code", "faithful": "faithful"}
-"""``--arrivals`` -> whose turn it is, in the words of `PaperArrivals`."""
+"""``--arrivals`` -> `turns` of `PaperArrivals`."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +30,30 @@ class Cell:
     Parameters
     ----------
     figure : str
-        Which figure it belongs to.
+        The figure that it belongs to.
     dataset, model : str
         A task of ``apps/train/tasks`` and one of its models.
     rule, attack, optimizer : str
-        As run-configs write them: ``"ctma(cwmed)"``, ``"sign_flip"``, ``"mu2"``.
+        As in a run-config: ``"ctma(cwmed)"``, ``"sign_flip"``, ``"mu2"``.
     byz_fraction : float
-        λ: the Byzantine share of arrivals, and what rules are told.
+        λ: the Byzantine share of the arrivals, also passed to the rule.
     nodes, byzantine : int
-        Nodes, and how many of them lie.
+        All nodes; the Byzantine ones among them.
     within : {"id2", "id", "uniform"}
-        How often a node of a group comes.
+        How often each node of a group replies.
     arrivals : {"paper", "faithful"}
         "paper": as the published code; "faithful": the true share λ.
     seed : int
-        Of arrivals, batches and initial values: for a seed all rules see the same arrivals.
+        Of arrivals, batches and initial values; with one seed all rules get the same arrivals.
     batch_size, replies, evaluate_every : int
-        Examples of a gradient; accepted replies in all; between two evaluations.
+        Examples per gradient; accepted replies; replies between evaluations.
     lr, beta, gamma : float
         η; β, or -1 for the optimizer's own (0.25 for μ², 0.9 for momentum); γ.
     partition : str
-        "shared": all nodes take batches of one stream, as in the paper; "iid" or
-        "dirichlet(ALPHA)": each draws from examples of its own.
+        "shared": all nodes draw batches from one stream, as in the paper; "iid" or
+        "dirichlet(ALPHA)": each node draws from its own examples.
     told : float
-        The λ that rules are told, or -1 for `byz_fraction`.
+        The λ passed to the rule, or -1 for `byz_fraction`.
 
     Raises
     ------
@@ -89,7 +88,7 @@ class Cell:
         models = known[self.dataset].models
         check_choice("model", self.model, models, fix=f"pass for example {next(iter(models))!r}")
         check_byz_fraction("byz_fraction", self.byz_fraction)
-        aggregators.build(self.rule, self.chosen_told)
+        aggregators.build(self.rule, self.rule_fraction)
         if self.attack != NO_ATTACK:
             _check_attack(self.attack)
         estimators.build(self.optimizer, self.chosen_beta)
@@ -121,25 +120,25 @@ class Cell:
         return None if self.beta == -1.0 else self.beta
 
     @property
-    def chosen_told(self) -> float:
-        """The λ that rules are told."""
+    def rule_fraction(self) -> float:
+        """The λ passed to the rule."""
         return self.byz_fraction if self.told == -1.0 else self.told
 
     @property
     def name(self) -> str:
-        """Short name: all settings, hashed, so that a finished cell is known again."""
+        """Hash of all settings, which identifies a finished cell."""
         items = asdict(self).items()
-        settings = {key: value for key, value in items if NEWER.get(key) != value}
+        settings = {key: value for key, value in items if ADDED_FIELDS.get(key) != value}
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _check_attack(text: str) -> None:
-    """Refuse attacks that can do nothing here, or that let no run begin."""
+    """Reject attacks that have no effect here, or that prevent the first step."""
     attack = attacks.build(text)
     fix = "pass for example sign_flip"
     if isinstance(attack, TimedAttack):
-        legal = "an attack on what is sent or on labels: the arrivals leave no time to attack"
+        legal = "an attack on vectors or labels: the arrivals leave no time to attack"
         raise ConfigError("attack", text, legal, fix)
     if isinstance(attack, VectorAttack) and not attack.craft(torch.ones(1)).isfinite().all():
         legal = "an attack whose replies are accepted: the first step needs a reply of each node"

@@ -1,8 +1,8 @@
-"""The convex check: excess loss against server steps, for the claims of the analysis.
+"""The convex check: excess loss against server steps, for the claims of the paper's analysis.
 
-Each optimizer uses the best step size of one grid, found for each problem, attack and horizon
-under one rule and with a seed of its own. `apps.paper.convex_loop` is one run,
-`apps.paper.convex_report` makes tables and figures of all of them.
+Each optimizer uses the best step size of one grid, tuned for each problem, attack and horizon
+under one rule with a separate seed. `apps.paper.convex_loop` is one run; `apps.paper.convex_report`
+makes the tables and figures.
 """
 
 import csv
@@ -19,7 +19,7 @@ import torch
 from apps.paper.convex_loop import (
     ARMS,
     ATTACKS,
-    Cell,
+    ConvexCell,
     Trajectory,
     best_steps,
     checkpoints,
@@ -30,7 +30,7 @@ from apps.paper.problems import PROBLEMS
 from flwr_byzasync._checks import check_choice, check_integer
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Step sizes c that are tried for each optimizer."""
+"""Step sizes c tried for each optimizer."""
 TUNING_RULE, TUNING_SEED = "cwmed", 10**6
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": tuple(ARMS),
     "rule": ("mean", "cwmed", "gm", "rfa", "ctma(cwmed)", "ctma(gm)"),
 }
-COLUMNS = (*(field.name for field in fields(Cell)), "t", "excess")
+COLUMNS = (*(field.name for field in fields(ConvexCell)), "t", "excess")
 
 
 def main(
@@ -49,31 +49,31 @@ def main(
     jobs: int = 1,
     only: Sequence[str] = (),
 ) -> None:
-    """Run what is missing in `out` and write its tables and figures.
+    """Run what is missing in `out`, and write tables and figures.
 
     Parameters
     ----------
     out : Path
-        Folder, made if need be, for ``convex_steps.csv`` (the runs of the grid), ``convex.csv``
-        (the runs), ``convex_summary.csv``, ``convex_summary.md`` and one PNG for each problem
-        and attack. A run that is there is not repeated: it is found by its settings, whatever
-        the version of the code was.
+        Folder, created if missing, for ``convex_steps.csv`` (the runs of the grid),
+        ``convex.csv`` (the runs), ``convex_summary.csv``, ``convex_summary.md`` and one PNG per
+        problem and attack. A finished run is not repeated; its settings identify it, whatever
+        the version of the code.
     seeds : sequence of int
         At least one, each below 10⁶.
     replies : int
-        The longest horizon T in server steps, >= 64; T/4 and T/16 are run too.
+        The longest horizon T in server steps, >= 64; T/4 and T/16 run as well.
     jobs : int
         Processes.
     only : sequence of str
         ``KEY=VALUE`` with a key among problem, attack, optimizer and rule; several values of a
-        key are "or", and a key that is not named has all of its values.
+        key are "or", and a key without any keeps all of its values.
 
     Raises
     ------
     ConfigError
         If a value is not legal.
     """
-    chosen = _chosen(only)
+    chosen = _selected(only)
     for seed in seeds:
         check_integer("seeds", seed, low=0, high=TUNING_SEED - 1, fix="pass for example 1 2 3")
     check_integer("replies", replies, low=64, fix="pass for example replies=4096")
@@ -82,7 +82,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     groups = list(product(chosen["problem"], chosen["attack"], chosen["optimizer"], horizons))
     grid = [
-        Cell(p, a, o, TUNING_RULE, TUNING_SEED, horizon, step)
+        ConvexCell(p, a, o, TUNING_RULE, TUNING_SEED, horizon, step)
         for (p, a, o, horizon), step in product(groups, GRID)
     ]
     tried = run_missing(out / "convex_steps.csv", grid, jobs)
@@ -93,19 +93,19 @@ def main(
     report(out, run_missing(out / "convex.csv", cells, jobs), tried)
 
 
-def run_missing(path: Path, cells: Sequence[Cell], jobs: int) -> dict[Cell, Trajectory]:
-    """Return the results of `cells`, run if `path` has none yet; each is kept once finished."""
-    kept = read(path)
-    missing = [cell for cell in dict.fromkeys(cells) if cell not in kept]
-    write(path, kept)  # drops what an interruption left of a run
+def run_missing(path: Path, cells: Sequence[ConvexCell], jobs: int) -> dict[ConvexCell, Trajectory]:
+    """Return the results of `cells`; those missing in `path` are run and appended to it."""
+    results = read(path)
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in results]
+    write(path, results)  # drops incomplete runs
     for cell, trajectory in _finished(missing, jobs):
-        kept[cell] = trajectory
+        results[cell] = trajectory
         write(path, {cell: trajectory}, mode="a")
-    return {cell: kept[cell] for cell in cells}
+    return {cell: results[cell] for cell in cells}
 
 
-def _finished(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Trajectory]]:
-    """Yield each cell with its result once it has one."""
+def _finished(cells: Sequence[ConvexCell], jobs: int) -> Iterator[tuple[ConvexCell, Trajectory]]:
+    """Yield each cell with its result, as they finish."""
     if jobs == 1:
         yield from ((cell, run(cell)) for cell in cells)
         return
@@ -115,25 +115,27 @@ def _finished(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Trajecto
         yield from ((running[future], future.result()) for future in as_completed(running))
 
 
-def read(path: Path) -> dict[Cell, Trajectory]:
-    """Return the finished runs of a file; none if there is no file."""
-    found: dict[Cell, Trajectory] = {}
+def read(path: Path) -> dict[ConvexCell, Trajectory]:
+    """Return the finished runs of a file, none if it does not exist."""
+    points_of: dict[ConvexCell, Trajectory] = {}
     if not path.exists():
-        return found
+        return points_of
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    for where, attack, arm, rule, seed, horizon, step, t, excess in csv.reader(whole[1:]):
-        cell = Cell(where, attack, arm, rule, int(seed), int(horizon), float(step))
-        found.setdefault(cell, []).append((int(t), float(excess)))
-    wanted = {cell.horizon: checkpoints(cell.horizon) for cell in found}
+    for name, attack, arm, rule, seed, horizon, step, t, excess in csv.reader(whole[1:]):
+        cell = ConvexCell(name, attack, arm, rule, int(seed), int(horizon), float(step))
+        points_of.setdefault(cell, []).append((int(t), float(excess)))
+    expected = {cell.horizon: checkpoints(cell.horizon) for cell in points_of}
     return {
         cell: points
-        for cell, points in found.items()
-        if [t for t, _ in points] == wanted[cell.horizon]
+        for cell, points in points_of.items()
+        if [t for t, _ in points] == expected[cell.horizon]
     }
 
 
-def write(path: Path, results: Mapping[Cell, Trajectory], mode: Literal["w", "a"] = "w") -> None:
-    """Write runs, one row a checkpoint; in mode "w" the file is replaced, with its header."""
+def write(
+    path: Path, results: Mapping[ConvexCell, Trajectory], mode: Literal["w", "a"] = "w"
+) -> None:
+    """Write runs, one row per checkpoint; mode "w" replaces the file, with its header."""
     target = path if mode == "a" else path.with_suffix(".new")
     with target.open(mode, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -144,8 +146,8 @@ def write(path: Path, results: Mapping[Cell, Trajectory], mode: Literal["w", "a"
     target.replace(path)
 
 
-def _chosen(only: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of each setting: those that `only` names, or all."""
+def _selected(only: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each setting: those in `only`, or all."""
     named: dict[str, list[str]] = {}
     for pair in only:
         key, _, value = pair.partition("=")

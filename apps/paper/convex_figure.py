@@ -1,4 +1,4 @@
-"""The figures of the convex check: log-log, a panel a rule, a line an optimizer."""
+"""The figures of the convex check: log-log, one panel per rule, one line per optimizer."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.paper.convex_loop import Cell, Trajectory, score
+from apps.paper.convex_loop import ConvexCell, Trajectory, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TINY = 1e-16
-"""Excess losses below are rounding, of either sign: logarithms see this number."""
+"""Floor of excess losses before the logarithm: below it they are rounding errors."""
 
 NAMES = {
     "mu2": "μ²-SGD",
@@ -24,11 +24,11 @@ NAMES = {
 COLOURS = {"mu2": "#0072b2", "momentum": "#d55e00", "sgd": "#009e73", "sgd_average": "#999999"}
 
 
-def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
-    """Draw excess loss against t, one panel a rule, one line an optimizer.
+def figure(results: Mapping[ConvexCell, Trajectory], path: Path) -> None:
+    """Draw excess loss against t, one panel per rule, one line per optimizer.
 
-    Lines are geometric means over seeds of the longest run, bands reach from the lowest to the
-    highest seed; dots end the shorter runs, whose step sizes were chosen for their length.
+    Lines are geometric means over seeds of the longest runs, bands their range; dots are the ends
+    of shorter runs, each with the step size tuned for its length.
     """
     import matplotlib
 
@@ -40,7 +40,7 @@ def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
     columns = min(3, len(rules))
     rows = -(-len(rules) // columns)
     size = (3.1 * columns + 0.4, 2.5 * rows + 0.8)
-    made, grid = plt.subplots(
+    picture, grid = plt.subplots(
         rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     panels: list[Axes] = list(grid.flat)
@@ -56,14 +56,14 @@ def figure(results: Mapping[Cell, Trajectory], path: Path) -> None:
     handles, _ = panels[0].get_legend_handles_labels()
     label = "end of a shorter run, with its own step"
     handles.append(Line2D([], [], linestyle="", marker="o", color="#333333", label=label))
-    made.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    picture.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     cell = next(iter(results))
-    made.suptitle(f"{cell.problem}, attack: {cell.attack}".replace("_", " "), fontsize=11)
-    made.savefig(path, dpi=160)
-    plt.close(made)
+    picture.suptitle(f"{cell.problem}, attack: {cell.attack}".replace("_", " "), fontsize=11)
+    picture.savefig(path, dpi=160)
+    plt.close(picture)
 
 
-def _panel(panel: "Axes", results: Mapping[Cell, Trajectory]) -> None:
+def _panel(panel: "Axes", results: Mapping[ConvexCell, Trajectory]) -> None:
     """Draw one rule."""
     longest = max(cell.horizon for cell in results)
     for arm in (name for name in NAMES if any(cell.optimizer == name for cell in results)):
@@ -79,5 +79,5 @@ def _panel(panel: "Axes", results: Mapping[Cell, Trajectory]) -> None:
         shorter = sorted(horizon for horizon in runs if horizon < longest)
         ends = [np.exp(np.log([score(p) for p in runs[h]]).mean()) for h in shorter]
         panel.plot(shorter, ends, "o", color=colour, markersize=4)
-    panel.set_xlim(left=max(1, longest / 500))  # nothing moves before
+    panel.set_xlim(left=max(1, longest / 500))  # the loss is constant before
     panel.grid(alpha=0.25, linewidth=0.6)

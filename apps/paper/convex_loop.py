@@ -1,7 +1,7 @@
-"""One run of the convex check: a plain loop over the package's lower floor, without Flower.
+"""One run of the convex check: a plain loop over rules, estimators and optimizers, no Flower.
 
-Ten nodes, four of them Byzantine with 40 % of the replies. A node always has one query in
-flight: it answers the point that it was last sent, so a vector is as stale as its node is slow.
+Ten nodes, four of them Byzantine with 40 % of the replies. Each node always has one query in
+flight and replies for the point in it, so staleness follows from the node's speed.
 """
 
 import math
@@ -21,7 +21,7 @@ from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
 
 NODES, HONEST, BYZ_FRACTION = 10, 6, 0.4
 RADIUS = 2.0
-"""Radius of the ball that iterates stay in, in units of the distance from start to solution."""
+"""Radius of the feasible ball, in units of the distance from start to solution."""
 POINTS_PER_OCTAVE = 8
 
 Trajectory = list[tuple[int, float]]
@@ -38,16 +38,16 @@ ATTACKS: dict[str, Callable[[], VectorAttack | None]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """An optimizer as the paper compares them: a node's half, the server's, what is reported.
+    """An optimizer of the paper's comparison: node's half, server's half, reported point.
 
     Parameters
     ----------
     estimator : callable
-        Makes the node's half.
+        Constructor of the node's half.
     anytime : bool
-        AnyTime-SGD in the theory's schedule, else plain SGD on the server.
+        AnyTime-SGD with the theory's schedule on the server, instead of plain SGD.
     averaged : bool
-        Report the average of the iterates weighted by t instead of the last one.
+        Report the t-weighted average of the iterates, instead of the last.
     """
 
     estimator: Callable[[], Estimator]
@@ -64,16 +64,16 @@ ARMS: dict[str, Arm] = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: everything that its result depends on.
+class ConvexCell:
+    """All settings of one run.
 
     Parameters
     ----------
     horizon : int
         T, server steps.
     step : float
-        c. SGD on the server has η = c/L. AnyTime-SGD has η = c/(L T), as the theory asks, so
-        that its last step η α_T is c/L too.
+        c. SGD on the server has η = c/L. AnyTime-SGD has η = c/(L T), as in the theory, so its
+        last step η α_T is c/L as well.
     """
 
     problem: str
@@ -88,20 +88,20 @@ class Cell:
 def arrivals(seed: int, count: int) -> Iterator[int]:
     """Yield the node of each reply.
 
-    First each node once, the honest ones (``0 .. HONEST − 1``) first; then every reply whose
-    turn it is by the share BYZ_FRACTION comes from a Byzantine node, so that these hold at most
-    that share at any time. Within its group a node comes with probability ∝ its rank.
+    First each node once, honest nodes (``0 .. HONEST − 1``) before Byzantine ones. Then Byzantine
+    replies are spaced so that their share never exceeds BYZ_FRACTION. Within its group a node
+    replies with probability ∝ its rank.
     """
     yield from range(min(count, NODES))
-    # One generator a group, so that a shorter run sees the first arrivals of a longer one.
+    # One generator per group, so a shorter run has the first arrivals of a longer one.
     drawn = []
     for first, size in ((0, HONEST), (HONEST, NODES - HONEST)):
         ranks = np.arange(1, size + 1)
         rng = np.random.default_rng([seed, first])
         drawn.append(iter(first + rng.choice(size, size=count, p=ranks / ranks.sum())))
     for turn in range(NODES, count):
-        lies = math.floor(BYZ_FRACTION * (turn + 1)) > math.floor(BYZ_FRACTION * turn)
-        yield int(next(drawn[lies]))
+        byzantine = math.floor(BYZ_FRACTION * (turn + 1)) > math.floor(BYZ_FRACTION * turn)
+        yield int(next(drawn[byzantine]))
 
 
 def batch_generator(seed: int, node: int, reply: int) -> torch.Generator:
@@ -111,30 +111,30 @@ def batch_generator(seed: int, node: int, reply: int) -> torch.Generator:
 
 
 def checkpoints(horizon: int) -> list[int]:
-    """Return the steps that are evaluated: evenly on the logarithmic scale, the last included."""
+    """Return the evaluated steps: evenly spaced on a logarithmic scale, with the last."""
     octaves = math.log2(horizon)
     exponents = np.linspace(0.0, octaves, round(octaves * POINTS_PER_OCTAVE) + 1)
     return sorted({round(float(2.0**e)) for e in exponents})
 
 
-def run(cell: Cell) -> Trajectory:
+def run(cell: ConvexCell) -> Trajectory:
     """Return (t, excess loss) at the checkpoints of one run.
 
-    Everything is drawn from generators seeded by (seed, node, reply), so a cell has one result;
-    runs with one seed see the same arrivals and batches.
+    All randomness is seeded by (seed, node, reply), so a cell has one result, and runs with the
+    same seed have the same arrivals and batches.
     """
-    made, arm, attack = problem(cell.problem), ARMS[cell.optimizer], ATTACKS[cell.attack]()
-    estimator, optimizer = arm.estimator(), _server(cell, made, arm)
-    start = torch.zeros_like(made.solution)
+    task, arm, attack = problem(cell.problem), ARMS[cell.optimizer], ATTACKS[cell.attack]()
+    estimator, optimizer = arm.estimator(), _server(cell, task, arm)
+    start = torch.zeros_like(task.solution)
     table: Table[object] = Table(
         build(cell.rule, BYZ_FRACTION), len(start), start.dtype, start.device
     )
     iterates, average = optimizer.init(start), start
     queries, counts = [start] * NODES, [0] * NODES
     memories: list[Memory] = [estimator.init() for _ in range(NODES)]
-    wanted, result = set(checkpoints(cell.horizon)), []
+    evaluated, result = set(checkpoints(cell.horizon)), []
     for node in arrivals(cell.seed, cell.horizon + NODES - 1):
-        gradient = made.draw(batch_generator(cell.seed, node, counts[node]))
+        gradient = task.draw(batch_generator(cell.seed, node, counts[node]))
         vector, memories[node] = estimator.update(
             memories[node], queries[node], gradient, counts[node]
         )
@@ -145,23 +145,23 @@ def run(cell: Cell) -> Trajectory:
         if len(table) == NODES:
             iterates = optimizer.step(iterates, table.direction())
             average = torch.lerp(average, iterates.x, 2.0 / (iterates.step + 2))
-            if iterates.step in wanted:
+            if iterates.step in evaluated:
                 reported = average if arm.averaged else iterates.x
-                result.append((iterates.step, made.excess(reported)))
+                result.append((iterates.step, task.excess(reported)))
         queries[node] = iterates.x
     return result
 
 
-def _server(cell: Cell, made: Problem, arm: Arm) -> Optimizer:
-    radius = RADIUS * float(torch.linalg.vector_norm(made.solution))
-    lr = cell.step / made.smoothness
+def _server(cell: ConvexCell, task: Problem, arm: Arm) -> Optimizer:
+    radius = RADIUS * float(torch.linalg.vector_norm(task.solution))
+    lr = cell.step / task.smoothness
     if arm.anytime:
         return AnyTimeSGD(lr=lr / cell.horizon, schedule="theory", radius=radius)
     return SGD(lr=lr, radius=radius)
 
 
 def _knowledge(table: Table[object], counts: list[int], seed: int, node: int) -> Knowledge:
-    """Everything: honest nodes have the first rows, because they came first."""
+    """Return full knowledge: honest nodes hold the first rows, since they replied first."""
     view = table.view()
     return Knowledge(
         rows=view.rows[:HONEST],
@@ -174,14 +174,14 @@ def _knowledge(table: Table[object], counts: list[int], seed: int, node: int) ->
 
 
 def score(trajectory: Trajectory) -> float:
-    """Return the mean excess over the last octave of t: what a step size is chosen by."""
+    """Return the mean excess over the last octave of t, which tuning minimises."""
     horizon = trajectory[-1][0]
     return float(np.mean([excess for t, excess in trajectory if 2 * t > horizon]))
 
 
-def best_steps(grid: Mapping[Cell, Trajectory]) -> list[Cell]:
-    """Return, of the cells that differ only by the step size, the one of lowest `score`."""
-    best: dict[Cell, Cell] = {}
+def best_steps(grid: Mapping[ConvexCell, Trajectory]) -> list[ConvexCell]:
+    """Return, among cells that differ only in step size, the one with the lowest `score`."""
+    best: dict[ConvexCell, ConvexCell] = {}
     for cell, trajectory in grid.items():
         key = replace(cell, step=0.0)
         if key not in best or score(trajectory) < score(grid[best[key]]):

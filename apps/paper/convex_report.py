@@ -1,4 +1,4 @@
-"""What the convex check found: fitted slopes, final losses, the claims they bear on."""
+"""Report of the convex check: fitted slopes, final losses, claims of the paper."""
 
 import csv
 from collections import defaultdict
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from apps.paper.convex_figure import NAMES, TINY, figure
-from apps.paper.convex_loop import Cell, Trajectory, best_steps, score
+from apps.paper.convex_loop import ConvexCell, Trajectory, best_steps, score
 
 Key = tuple[str, str, str, str]
 """Problem, attack, rule, optimizer."""
@@ -29,8 +29,8 @@ def slope(points: Trajectory, decades: float = 1.0) -> float:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One optimizer with one rule on one problem under one attack, over all seeds.
+class Summary:
+    """One optimizer, rule, problem and attack, over all seeds.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ class Line:
     final : tuple of float
         Mean and deviation over seeds of the excess, averaged over the last octave of t.
     slope_t : tuple of float
-        Of the exponent over the last decade of t in the longest run: 0 is a floor.
+        Of the exponent over the last decade of t in the longest run; 0 is a floor.
     slope_horizon : tuple of float
-        Of the exponent over the horizons, the step size chosen anew for each: what the theory's
-        rate speaks of.
+        Of the exponent over the horizons, with the step size tuned for each, as in the theory's
+        rate.
     """
 
     step: float
@@ -51,8 +51,8 @@ class Line:
     slope_horizon: tuple[float, float]
 
 
-def summarise(results: Mapping[Cell, Trajectory]) -> dict[Key, Line]:
-    """Return a line for each problem, attack, rule and optimizer."""
+def summarise(results: Mapping[ConvexCell, Trajectory]) -> dict[Key, Summary]:
+    """Return a summary per problem, attack, rule and optimizer."""
     runs: dict[Key, dict[int, dict[int, Trajectory]]] = defaultdict(lambda: defaultdict(dict))
     steps: dict[Key, float] = {}
     longest = max(cell.horizon for cell in results)
@@ -62,7 +62,7 @@ def summarise(results: Mapping[Cell, Trajectory]) -> dict[Key, Line]:
         if cell.horizon == longest:
             steps[key] = cell.step
     return {
-        key: Line(
+        key: Summary(
             steps[key],
             _spread([score(run[longest]) for run in seeds.values()]),
             _spread([slope(run[longest]) for run in seeds.values()]),
@@ -82,16 +82,16 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the grid says about one optimizer's need of tuning, under its one rule and seed.
+    """How much one optimizer needs tuning, from the grid's one rule and seed.
 
     Parameters
     ----------
     best : tuple of float
-        c chosen for each horizon, shortest first.
+        Best c for each horizon, shortest first.
     final, kept : float
-        The score at the longest horizon, with its own c and with the c of the shortest.
+        Score at the longest horizon, with its own best c and with that of the shortest.
     kept_slope : float
-        The exponent over the last decade of t with the c of the shortest.
+        Exponent over the last decade of t with the best c of the shortest.
     """
 
     best: tuple[float, ...]
@@ -100,18 +100,18 @@ class Steps:
     kept_slope: float
 
 
-def tuning(grid: Mapping[Cell, Trajectory]) -> dict[tuple[str, str, str], Steps]:
+def tuning(grid: Mapping[ConvexCell, Trajectory]) -> dict[tuple[str, str, str], Steps]:
     """Return the steps by problem, attack and optimizer."""
-    groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[ConvexCell]] = defaultdict(list)
     for cell in best_steps(grid):
         groups[cell.problem, cell.attack, cell.optimizer].append(cell)
-    found = {}
+    steps = {}
     for key, cells in groups.items():
         first, *_, last = sorted(cells, key=lambda cell: cell.horizon)
         kept = grid[replace(last, step=first.step)]
         best = tuple(cell.step for cell in sorted(cells, key=lambda cell: cell.horizon))
-        found[key] = Steps(best, score(grid[last]), score(kept), slope(kept))
-    return found
+        steps[key] = Steps(best, score(grid[last]), score(kept), slope(kept))
+    return steps
 
 
 # --- claims -----------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def tuning(grid: Mapping[Cell, Trajectory]) -> dict[tuple[str, str, str], Steps]
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper and for how many comparisons the runs bear it out."""
+    """A claim of the paper, and in how many comparisons it holds."""
 
     sentence: str
     problem: str
@@ -128,23 +128,27 @@ class Claim:
     of: int
 
 
-def claims(lines: Mapping[Key, Line], steps: Mapping[tuple[str, str, str], Steps]) -> list[Claim]:
-    """Return each claim with its count, for each problem and attack.
+def claims(
+    summaries: Mapping[Key, Summary], steps: Mapping[tuple[str, str, str], Steps]
+) -> list[Claim]:
+    """Return each claim with its count, per problem and attack.
 
-    A claim is judged by means over seeds and by no margin but the ones in its sentence.
+    Claims compare means over seeds, without margins other than those in their sentence.
     """
-    found: list[Claim] = []
-    for problem, attack in dict.fromkeys(key[:2] for key in lines):
-        mine = {key[2:]: line for key, line in lines.items() if key[:2] == (problem, attack)}
+    counted: list[Claim] = []
+    for problem, attack in dict.fromkeys(key[:2] for key in summaries):
+        selected = {
+            key[2:]: summary for key, summary in summaries.items() if key[:2] == (problem, attack)
+        }
         kept = {key[2]: step for key, step in steps.items() if key[:2] == (problem, attack)}
-        for sentence, verdicts in (_verdicts(mine) | _tuning_verdicts(kept)).items():
+        for sentence, verdicts in (_verdicts(selected) | _tuning_verdicts(kept)).items():
             if verdicts:
-                found.append(Claim(sentence, problem, attack, sum(verdicts), len(verdicts)))
-    return found
+                counted.append(Claim(sentence, problem, attack, sum(verdicts), len(verdicts)))
+    return counted
 
 
 def _tuning_verdicts(steps: Mapping[str, Steps]) -> dict[str, list[bool]]:
-    """Return what the grid says; `steps` is by optimizer."""
+    """Return the comparisons of tuning; `steps` is by optimizer."""
     return {
         "μ²-SGD goes on with the step chosen for T/16 (slope in t below -0.5)": [
             step.kept_slope < -0.5 for arm, step in steps.items() if arm == "mu2"
@@ -155,24 +159,24 @@ def _tuning_verdicts(steps: Mapping[str, Steps]) -> dict[str, list[bool]]:
     }
 
 
-def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
-    """Return what each comparison says; `lines` is by rule and optimizer."""
-    robust = {key: line for key, line in lines.items() if key[0] != "mean"}
+def _verdicts(summaries: Mapping[tuple[str, str], Summary]) -> dict[str, list[bool]]:
+    """Return the comparisons of summaries, which are by rule and optimizer."""
+    robust = {key: summary for key, summary in summaries.items() if key[0] != "mean"}
     rules, arms = ({key[i]: None for key in robust} for i in (0, 1))
     rivals = [(rule, arm) for rule, arm in robust if arm != "mu2" and (rule, "mu2") in robust]
 
     def final(rule: str, arm: str) -> float:
-        return lines[rule, arm].final[0]
+        return summaries[rule, arm].final[0]
 
     return {
         "μ²-SGD's loss falls at least as T^-0.5": [
-            line.slope_horizon[0] <= -0.5 for (_, arm), line in robust.items() if arm == "mu2"
+            summary.slope_horizon[0] <= -0.5 for (_, arm), summary in robust.items() if arm == "mu2"
         ],
         "μ²-SGD ends below the rival at its best step": [
             final(rule, "mu2") < final(rule, arm) for rule, arm in rivals
         ],
         "the rival stalls even if tuned for each T (slope in T above -0.1)": [
-            lines[key].slope_horizon[0] > -0.1 for key in rivals
+            summaries[key].slope_horizon[0] > -0.1 for key in rivals
         ],
         "w-CTMA ends no higher than its base": [
             final(f"ctma({rule})", arm) <= final(rule, arm)
@@ -183,7 +187,7 @@ def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
         "the mean ends at least ten times as high as the best robust rule": [
             final("mean", arm) >= 10 * min(final(*key) for key in robust if key[1] == arm)
             for arm in arms
-            if ("mean", arm) in lines
+            if ("mean", arm) in summaries
         ],
     }
 
@@ -191,32 +195,34 @@ def _verdicts(lines: Mapping[tuple[str, str], Line]) -> dict[str, list[bool]]:
 # --- files ------------------------------------------------------------------------------------
 
 
-def report(out: Path, results: Mapping[Cell, Trajectory], grid: Mapping[Cell, Trajectory]) -> None:
-    """Write the summary as CSV and Markdown and one figure a problem and attack."""
-    lines = summarise(results)
+def report(
+    out: Path, results: Mapping[ConvexCell, Trajectory], grid: Mapping[ConvexCell, Trajectory]
+) -> None:
+    """Write the summary as CSV and Markdown, and one figure per problem and attack."""
+    summaries = summarise(results)
     with (out / "convex_summary.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = ("final", "slope_t", "slope_horizon")
         spreads = [f"{name}{end}" for name in names for end in ("", "_deviation")]
         writer.writerow(["problem", "attack", "rule", "optimizer", "step", *spreads])
-        for key, line in lines.items():
-            numbers = (*line.final, *line.slope_t, *line.slope_horizon)
-            writer.writerow([*key, line.step, *(f"{number:.4g}" for number in numbers)])
-    (out / "convex_summary.md").write_text(markdown(lines, tuning(grid)), encoding="utf-8")
-    for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
-        mine = {
+        for key, summary in summaries.items():
+            numbers = (*summary.final, *summary.slope_t, *summary.slope_horizon)
+            writer.writerow([*key, summary.step, *(f"{number:.4g}" for number in numbers)])
+    (out / "convex_summary.md").write_text(markdown(summaries, tuning(grid)), encoding="utf-8")
+    for problem, attack in dict.fromkeys((key[0], key[1]) for key in summaries):
+        selected = {
             cell: points
             for cell, points in results.items()
             if (cell.problem, cell.attack) == (problem, attack)
         }
-        figure(mine, out / f"convex_{problem}_{attack}.png")
+        figure(selected, out / f"convex_{problem}_{attack}.png")
 
 
-def markdown(lines: Mapping[Key, Line], steps: Mapping[tuple[str, str, str], Steps]) -> str:
-    """Return the claims, the need of tuning and, for each problem and attack, all lines."""
-    attacks = list(dict.fromkeys(key[1] for key in lines))
+def markdown(summaries: Mapping[Key, Summary], steps: Mapping[tuple[str, str, str], Steps]) -> str:
+    """Return the claims, the tuning and, per problem and attack, all summaries."""
+    attacks = list(dict.fromkeys(key[1] for key in summaries))
     counts = {
-        (c.sentence, c.problem, c.attack): f"{c.holds} of {c.of}" for c in claims(lines, steps)
+        (c.sentence, c.problem, c.attack): f"{c.holds} of {c.of}" for c in claims(summaries, steps)
     }
     text = [f"| holds in, under attack | problem | {' | '.join(attacks)} |"]
     text.append("|---|---|" + "---|" * len(attacks))
@@ -231,13 +237,15 @@ def markdown(lines: Mapping[Key, Line], steps: Mapping[tuple[str, str, str], Ste
         best = ", ".join(f"{c:g}" for c in step.best)
         numbers = f"{step.final:.2e} | {step.kept:.2e} | {step.kept_slope:.2f}"
         text.append(f"| {problem} | {attack} | {NAMES[arm]} | {best} | {numbers} |")
-    for problem, attack in dict.fromkeys((key[0], key[1]) for key in lines):
+    for problem, attack in dict.fromkeys((key[0], key[1]) for key in summaries):
         text += ["", f"## {problem}, attack: {attack}", ""]
         text.append("| rule | optimizer | c | final excess | slope in t | slope in T |")
         text.append("|---|---|---|---|---|---|")
-        mine = {key[2:]: line for key, line in lines.items() if key[:2] == (problem, attack)}
-        for (rule, arm), line in mine.items():
-            cells = [f"{line.final[0]:.2e} ± {line.final[1]:.0e}"]
-            cells += [f"{m:.2f} ± {s:.2f}" for m, s in (line.slope_t, line.slope_horizon)]
-            text.append(f"| {rule} | {NAMES[arm]} | {line.step:g} | {' | '.join(cells)} |")
+        selected = {
+            key[2:]: summary for key, summary in summaries.items() if key[:2] == (problem, attack)
+        }
+        for (rule, arm), summary in selected.items():
+            cells = [f"{summary.final[0]:.2e} ± {summary.final[1]:.0e}"]
+            cells += [f"{m:.2f} ± {s:.2f}" for m, s in (summary.slope_t, summary.slope_horizon)]
+            text.append(f"| {rule} | {NAMES[arm]} | {summary.step:g} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"

@@ -1,4 +1,4 @@
-"""Which cells make up which figure, and how a command narrows them."""
+"""The cells of each figure, and their selection by ``--only``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -6,14 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 from apps.paper.cells import Cell
+from flwr_byzasync import ConfigError
 from flwr_byzasync._checks import check_choice
-from flwr_byzasync.errors import ConfigError
 
 
 def settings_of(dataset: str) -> dict[str, Any]:
-    """Return what differs by data set: the model and how many batches make one epoch.
+    """Return the settings that depend on the data set: the model and the batches of one epoch.
 
-    Digits are few: two epochs would teach a network nothing, so they get 1,000 replies.
+    Digits are few and need more than an epoch: they get 1,000 replies.
     """
     if dataset == "digits":
         return {"model": "mlp", "replies": 1000, "evaluate_every": 100}
@@ -24,16 +24,16 @@ def settings_of(dataset: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What varies in a figure and what is fixed.
+    """What a figure varies and what it fixes.
 
     Parameters
     ----------
     shows : str
-        What it is about.
+        Its subject.
     dataset : str
-        The paper's; another may be asked for.
+        The paper's, unless overridden.
     rules, attacks, optimizers : tuple of str
-        Each combination is a cell for each seed.
+        Each combination is one cell per seed.
     fixed : mapping
         Other fields of `Cell`.
     """
@@ -51,7 +51,7 @@ FEW = MappingProxyType({"nodes": 9, "byzantine": 4, "within": "id"})
 ATTACKS = ("label_flip", "sign_flip", "little", "empire")
 OPTIMIZERS = ("mu2", "momentum", "sgd")
 RUIN = ("sign_flip(scale=4)", "empire(epsilon=4)", "little(z=10)", "gaussian", "huge_norm")
-"""The paper's attacks are made against robust rules and only slow a mean down; these ruin it."""
+"""Attacks that ruin the mean; those of the paper target robust rules and only slow a mean down."""
 
 FIGURES: Mapping[str, Plan] = MappingProxyType(
     {
@@ -106,9 +106,9 @@ def cells_of(
     seeds : sequence of int
         One run each.
     dataset : str, optional
-        Instead of the figure's own.
+        Overrides the figure's own.
     common
-        More fields of `Cell`, the same for all cells.
+        More fields of `Cell`, shared by all cells.
 
     Raises
     ------
@@ -136,16 +136,16 @@ def cells_of(
     ]
 
 
-def narrowed(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
-    """Keep the cells that every KEY=VALUE of `only` names; several values of a key are "or".
+def filtered(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """Return the cells that match every KEY=VALUE of `only`; several values of a key are "or".
 
     Raises
     ------
     ConfigError
-        If a key or a value is none of the cells', with those that are.
+        If no cell has a key or value, with the legal ones.
     """
     kept = list(cells)
-    wanted: dict[str, list[str]] = {}
+    values_by_key: dict[str, list[str]] = {}
     for pair in only:
         key, _, value = pair.partition("=")
         key = key.strip().replace("-", "_")
@@ -153,8 +153,8 @@ def narrowed(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
         if key not in names or not value:
             legal = f"KEY=VALUE with a key among {', '.join(names)}"
             raise ConfigError("--only", pair, legal, "write for example rule=cwmed")
-        wanted.setdefault(key, []).append(value.strip())
-    for key, values in wanted.items():
+        values_by_key.setdefault(key, []).append(value.strip())
+    for key, values in values_by_key.items():
         known = list(dict.fromkeys(str(getattr(cell, key)) for cell in kept))
         for value in values:
             if value not in known:

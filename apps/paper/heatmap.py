@@ -1,4 +1,4 @@
-"""The sensitivity study as a heat map: clean accuracy, every attack, the worst of them."""
+"""The sensitivity study as a heat map: clean accuracy, each attack, the worst one."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ def name_of(grid: Grid) -> str:
 
     Examples
     --------
-    >>> name_of(Grid({"partition": "dirichlet(0.5)"}, {}, (), {}, asked=0))
+    >>> name_of(Grid({"partition": "dirichlet(0.5)"}, {}, (), {}, total=0))
     'sensitivity-dirichlet-0.5.png'
     """
     return f"sensitivity-{re.sub('[^a-z0-9.]+', '-', grid.partition).strip('-')}.png"
@@ -25,8 +25,8 @@ def matrix_of(grid: Grid) -> np.ndarray:
     rows = []
     for rule in grid.rules:
         worst = grid.worst(rule)
-        found = [grid.accuracy.get((rule, attack)) for attack in (NO_ATTACK, *grid.attacks)]
-        rows.append([*found, None if worst is None else worst.accuracy])
+        accuracies = [grid.accuracy.get((rule, attack)) for attack in (NO_ATTACK, *grid.attacks)]
+        rows.append([*accuracies, None if worst is None else worst.accuracy])
     return np.array(rows, dtype=np.float64)
 
 
@@ -38,7 +38,7 @@ def draw(grid: Grid, path: Path) -> None:
     grid : Grid
         One partition of the data.
     path : Path
-        Where the PNG goes.
+        File of the PNG.
     """
     import matplotlib as mpl
 

@@ -1,4 +1,4 @@
-"""Cells side by side in processes of their own, with a bar that tells the time left."""
+"""Runs cells in parallel processes, with a progress bar."""
 
 import logging
 import multiprocessing
@@ -23,7 +23,7 @@ from apps.paper.run import Evaluation, run
 
 @dataclass(frozen=True)
 class Job:
-    """A cell and where its data lie."""
+    """A cell and the folder of its data."""
 
     cell: Cell
     data_dir: str = ""
@@ -31,29 +31,29 @@ class Job:
 
 
 def run_job(job: Job) -> list[Evaluation]:
-    """Run a cell; what a worker process is handed."""
+    """Run a cell in a worker process."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     return run(job.cell, job.data_dir, job.download)
 
 
 def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0) -> bool:
-    """Run cells, and write each one's results as it ends.
+    """Run cells, and write the results of each when it ends.
 
     Parameters
     ----------
     todo : sequence of Job
-        What is not finished.
+        The unfinished cells.
     results : Results
-        Where results go.
+        Where to write.
     jobs : int
-        Processes, >= 1. One torch thread each: more of them change no bit.
+        Processes, >= 1. Each has one torch thread, so their number changes no bit.
     finished : int
-        Cells that an earlier call finished, for the bar.
+        Cells that earlier calls finished, for the progress bar.
 
     Returns
     -------
     bool
-        False if it was interrupted or a cell failed; the others are run all the same.
+        False if it was interrupted or a cell failed; a failure does not stop the others.
     """
     if not todo:
         return True
@@ -66,7 +66,7 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # A fresh interpreter each: a fork would inherit torch's threads and their locks.
+    # Not forked: a fork would inherit torch's threads and their locks.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context)
     with Progress(*columns, console=console) as progress:
@@ -79,10 +79,10 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    said, fine = _outcome(running[future].cell, future, results)
-                    complete = complete and fine
+                    message, succeeded = _outcome(running[future].cell, future, results)
+                    complete = complete and succeeded
                     progress.advance(bar)
-                    progress.console.print(said, highlight=False, markup=False, soft_wrap=True)
+                    progress.console.print(message, highlight=False, markup=False, soft_wrap=True)
         except KeyboardInterrupt:
             _stop(executor)
             console.print("Interrupted. The same command goes on from the finished cells.")
@@ -95,7 +95,7 @@ def run_all(todo: Sequence[Job], results: Results, jobs: int, finished: int = 0)
 
 
 def _outcome(cell: Cell, future: Future[list[Evaluation]], results: Results) -> tuple[str, bool]:
-    """Write a cell's results; return what to say, and whether it went well."""
+    """Write a cell's results; return a message, and whether it succeeded."""
     name = f"{cell.figure} {cell.attack} {cell.rule} {cell.optimizer} seed {cell.seed}"
     if cell.partition != SHARED:
         name = f"{name} {cell.partition}"
@@ -109,7 +109,7 @@ def _outcome(cell: Cell, future: Future[list[Evaluation]], results: Results) -> 
 
 
 def _stop(executor: ProcessPoolExecutor) -> None:
-    """End the workers now: a cell in progress is not waited for."""
+    """End the workers without waiting for cells in progress."""
     workers = list((executor._processes or {}).values())
     executor.shutdown(wait=False, cancel_futures=True)
     for worker in workers:

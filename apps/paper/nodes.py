@@ -1,4 +1,4 @@
-"""The nodes of a cell: the paper's global stream of batches, honest and Byzantine gradients."""
+"""The nodes of a cell: their batches, honest and Byzantine gradients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from torch import Tensor, nn
 
 from apps.paper.cells import NO_ATTACK, SHARED, Cell
 from apps.train.client_app import batch_gradient
-from apps.train.settings import sees_others
+from apps.train.settings import is_omniscient
 from apps.train.tasks import Split, Task, partitions
 from flwr_byzasync import Gradient, Query, attacks, client_app, estimators
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.adversary.client_mods import attack_mod
+from flwr_byzasync.adversary import attack_mod
 from flwr_byzasync.attacks import LabelAttack, VectorAttack
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One shuffled pass over all data after another, of which each arrival takes the next batch.
+    """Shuffled epochs over all data, of which each arrival takes the next batch.
 
-    The order of arrivals follows from the seed alone, so a node's reply number `count` is known
-    to be a certain arrival and takes a certain batch, whoever asks and how often.
+    The seed fixes the order of arrivals, so reply number `count` of a node is a fixed arrival and
+    gets a fixed batch.
 
     Parameters
     ----------
     examples : int
         Size of the training set.
     batch_size : int
-        Examples of an arrival.
+        Examples per arrival.
     seed : int
         Of the shuffles.
     places : mapping
-        (partition-id, count) -> number of the arrival.
+        (partition-id, count) -> arrival number.
     """
 
     examples: int
@@ -55,7 +55,7 @@ class Stream:
 
     def batch(self, partition: int, count: int) -> Tensor:
         """Return the indices of the examples of a node's reply number `count`."""
-        # A node whose replies were rejected, because it diverged, may ask beyond the plan.
+        # A node that diverged has rejected replies, and may exceed the plan.
         beyond = len(self.places) + 1009 * count + partition
         place = self.places.get((partition, count), beyond)
         per_epoch = max(self.examples // self.batch_size, 1)
@@ -66,7 +66,7 @@ class Stream:
     def _epoch(self, epoch: int) -> Tensor:
         key = (self.examples, self.seed, epoch)
         if key not in _SHUFFLES:
-            # Two at most: μ² asks for one batch at a time, at the turn of two epochs.
+            # At most two are cached, for arrivals around the end of an epoch.
             while len(_SHUFFLES) > 1:
                 del _SHUFFLES[next(iter(_SHUFFLES))]
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -79,14 +79,14 @@ _SHUFFLES: dict[tuple[int, int, int], Tensor] = {}
 
 @dataclass(frozen=True)
 class Shares:
-    """Examples of each node's own, of which each reply takes a batch drawn with replacement.
+    """Separate examples for each node; each reply takes a batch drawn with replacement.
 
     Parameters
     ----------
     parts : sequence of Tensor
-        Indices of each node's examples.
+        Indices of the examples of each node.
     batch_size : int
-        Examples of a reply.
+        Examples per reply.
     seed : int
         Of the draws.
     """
@@ -97,13 +97,13 @@ class Shares:
 
     def batch(self, partition: int, count: int) -> Tensor:
         """Return the indices of the examples of a node's reply number `count`."""
-        mine = self.parts[partition]
+        examples = self.parts[partition]
         generator = np.random.default_rng([self.seed, partition, count])
-        return mine[torch.from_numpy(generator.integers(len(mine), size=self.batch_size))]
+        return examples[torch.from_numpy(generator.integers(len(examples), size=self.batch_size))]
 
 
 def batches_of(cell: Cell, labels: Tensor, order: tuple[int, ...]) -> Stream | Shares:
-    """Return who trains on what in a cell."""
+    """Return the batches of a cell."""
     if cell.partition == SHARED:
         return Stream.of(len(labels), cell.batch_size, cell.seed, order)
     parts = partitions.build(cell.partition)(labels, cell.nodes, cell.seed)
@@ -111,7 +111,7 @@ def batches_of(cell: Cell, labels: Tensor, order: tuple[int, ...]) -> Stream | S
 
 
 def attack_of(cell: Cell) -> VectorAttack | LabelAttack | None:
-    """Return what the Byzantine nodes of a cell do."""
+    """Return the attack of the Byzantine nodes of a cell."""
     return None if cell.attack == NO_ATTACK else attacks.build(cell.attack)
 
 
@@ -121,13 +121,13 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
     Parameters
     ----------
     cell : Cell
-        The run.
+        Its settings.
     task : Task
         Its data set.
     training : Split
-        Examples, of which `batches_of` says who takes which.
+        Examples, assigned to nodes by `batches_of`.
     order : tuple of int
-        Partition-ids in the order in which their replies arrive.
+        Partition-ids in order of arrival.
     """
     fix = f"pass at most {len(training.labels)}"
     check_integer("batch_size", cell.batch_size, low=1, high=len(training.labels), fix=fix)
@@ -143,7 +143,7 @@ def nodes_of(cell: Cell, task: Task, training: Split, order: tuple[int, ...]) ->
             labels = attack.transform(labels, task.classes)
         return batch_gradient(query, task, model, training.inputs[batch], labels)
 
-    own = attack if isinstance(attack, VectorAttack) and not sees_others(attack) else None
+    own = attack if isinstance(attack, VectorAttack) and not is_omniscient(attack) else None
 
     def own_attack(context: Context) -> VectorAttack | None:
         return own if int(context.node_config["partition-id"]) < cell.byzantine else None

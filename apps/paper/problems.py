@@ -1,7 +1,7 @@
-"""Stochastic convex problems whose minimum is known, for the check of the theory's claims.
+"""Stochastic convex problems with a known minimum, to check the theory's claims.
 
-Both are averages of convex functions of one batch z, so that the noise of ∇f(x; z) is Lipschitz
-in x, as the analysis of μ²-SGD needs: ∇f(x; z) − ∇f(y; z) vanishes with x − y.
+Both average convex functions of a batch z, so the noise of ∇f(x; z) is Lipschitz in x, as the
+analysis of μ²-SGD assumes: ∇f(x; z) − ∇f(y; z) vanishes with x − y.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ BATCH = 16
 
 
 class Problem(Protocol):
-    """A smooth convex function that is seen through batches."""
+    """A smooth convex function with stochastic gradients."""
 
     @property
     def solution(self) -> Tensor:
-        """(d,) float64, where the minimum is. Runs start at 0."""
+        """(d,) float64, the minimiser. Runs start at 0."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Problem(Protocol):
         ...
 
     def draw(self, generator: torch.Generator) -> Gradient:
-        """Return ``∇f(·; z)`` at one fresh batch z."""
+        """Return ``∇f(·; z)`` for a fresh batch z."""
         ...
 
 
@@ -44,8 +44,8 @@ class Problem(Protocol):
 class LeastSquares:
     """Strongly convex: ``f(x) = ½ E (⟨a, x − x*⟩ − e)²`` with Gaussian a and e.
 
-    The covariance of a is diagonal with eigenvalues from 1 down to ``1/condition``, evenly on
-    the logarithmic scale, so ``f(x) − f* = ½ Σ h_k (x − x*)_k²`` exactly.
+    The covariance of a is diagonal, with eigenvalues from 1 down to ``1/condition``, evenly spaced
+    on a logarithmic scale, so ``f(x) − f* = ½ Σ h_k (x − x*)_k²`` exactly.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class LeastSquares:
         return float(0.5 * (self.curvature * (x - self.solution).square()).sum())
 
     def draw(self, generator: torch.Generator) -> Gradient:
-        """Return the gradient at a batch of pairs (a, e)."""
+        """Return the gradient for a batch of pairs (a, e)."""
         drawn = torch.randn(BATCH, self.size + 1, dtype=torch.float64, generator=generator)
         features = drawn[:, :-1] * _roots(self)
         targets = features.sum(dim=1) + self.noise * drawn[:, -1]  # ⟨a, x*⟩ + e
@@ -97,10 +97,10 @@ def _roots(problem: LeastSquares) -> Tensor:
 
 @dataclass(frozen=True)
 class Logistic:
-    """Convex: mean logistic loss over generated examples, a share of them with wrong labels.
+    """Convex: mean logistic loss over generated examples, some with wrong labels.
 
-    Directions have scales from 1 down to 0.03, so some are nearly flat; there is no
-    regularisation, and no strong convexity that a rate could rest on.
+    Scales of the directions run from 1 down to 0.03, so some are nearly flat; without
+    regularisation there is no useful strong convexity.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class Logistic:
     def generate(
         cls, size: int = 20, examples: int = 2000, wrong: float = 0.1, seed: int = 0
     ) -> "Logistic":
-        """Make the data from a seed and find the minimum by Newton's method."""
+        """Generate the data from a seed, and find the minimum by Newton's method."""
         generator = torch.Generator().manual_seed(seed)
         scales = torch.logspace(0.0, -1.5, size, dtype=torch.float64)
         features = torch.randn(examples, size, dtype=torch.float64, generator=generator) * scales
@@ -137,11 +137,11 @@ class Logistic:
         return cls(signed, solution, float(softplus(-(signed @ solution)).mean()), largest)
 
     def excess(self, x: Tensor) -> float:
-        """Return the mean loss of all examples at x less the minimum."""
+        """Return the mean loss over all examples minus the minimum."""
         return float(softplus(-(self.signed @ x)).mean()) - self.minimum
 
     def draw(self, generator: torch.Generator) -> Gradient:
-        """Return the gradient at a batch of examples, drawn with replacement."""
+        """Return the gradient for a batch of examples, drawn with replacement."""
         chosen = torch.randint(len(self.signed), (BATCH,), generator=generator)
         batch = self.signed[chosen]
         transposed = -batch.t() / BATCH
@@ -149,7 +149,7 @@ class Logistic:
 
 
 def newton(signed: Tensor) -> Tensor:
-    """Return the minimiser of the mean logistic loss, to rounding.
+    """Return the minimiser of the mean logistic loss, up to rounding.
 
     Parameters
     ----------
@@ -182,5 +182,5 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 @cache
 def problem(name: str) -> Problem:
-    """Return a problem by name; made once in a process, because Newton's method takes a while."""
+    """Return a problem by name; cached, since Newton's method takes a while."""
     return PROBLEMS[name]()

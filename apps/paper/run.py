@@ -1,4 +1,4 @@
-"""One cell run from its settings to its accuracies, on a virtual clock, in this process."""
+"""Runs one cell on a virtual clock in this process."""
 
 import math
 import time
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from apps.paper.cells import ARRIVALS, Cell
 from apps.paper.nodes import attack_of, nodes_of
-from apps.train.settings import sees_others
+from apps.train.settings import is_omniscient
 from apps.train.tasks import Split, discover
 from flwr_byzasync import AsyncRobust, Liveness, Quorum, VirtualGrid, aggregators, buffer_names
-from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
+from flwr_byzasync.adversary import OmniscientGrid
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates, Optimizer
-from flwr_byzasync.simulation.arrivals import PaperArrivals
+from flwr_byzasync.simulation import PaperArrivals
 
 FOREVER = 1e12
-"""Seconds: the paper's nodes have no time limits; the rarest of them is asked for hours."""
+"""Seconds: the paper has no time limits, and the slowest node takes hours."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured after so many replies."""
+    """Accuracy and loss after some replies."""
 
     reply: int
     accuracy: float
@@ -36,33 +36,33 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class BeforeFirstPass(Iterates):
-    """The state of `AfterFirstPass` until it has let one direction pass."""
+class BeforeFirstStep(Iterates):
+    """The state of `SkipFirstStep` before its first direction."""
 
 
 @dataclass(frozen=True)
-class AfterFirstPass:
-    """An optimizer that lets the first direction pass.
+class SkipFirstStep:
+    """An optimizer that skips the first direction.
 
-    In the paper's code the first replies of all nodes make no step, and the next reply makes
-    the first. The strategy makes it with the last of the first replies.
+    In the paper's code the first reply of each node makes no step; the strategy would make its
+    first step with the last of them.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Makes the other steps.
+        For all other directions.
     """
 
     optimizer: Optimizer
 
     def init(self, start: Tensor) -> Iterates:
-        """Return the state at the initial model, before the first pass."""
+        """Return the state at the initial model, before the first direction."""
         state = self.optimizer.init(start)
-        return BeforeFirstPass(state.start, state.w, state.x)
+        return BeforeFirstStep(state.start, state.w, state.x)
 
     def step(self, state: Iterates, direction: Tensor) -> Iterates:
-        """Return the state after one step, or after the first pass."""
-        if isinstance(state, BeforeFirstPass):
+        """Return the state after one step, or after the skipped one."""
+        if isinstance(state, BeforeFirstStep):
             return Iterates(state.start, state.w, state.x)
         return self.optimizer.step(state, direction)
 
@@ -75,15 +75,15 @@ def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluati
     cell : Cell
         Its settings.
     data_dir : str
-        Where the data set lies.
+        Folder of the data set.
     download : bool, default False
         Whether it may be downloaded.
 
     Returns
     -------
     list of Evaluation
-        In order; the last one is final. The same bits each time on the same machine: one torch
-        thread, so that cells run side by side change nothing.
+        In order; the last is final. The same bits on every run on the same machine: one torch
+        thread, so parallel cells change nothing.
     """
     with one_thread():
         return _run(cell, data_dir, download)
@@ -91,7 +91,7 @@ def run(cell: Cell, data_dir: str = "", download: bool = False) -> list[Evaluati
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one torch thread, and then again with as many as before."""
+    """Compute with one torch thread; restore their number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -107,21 +107,21 @@ def _run(cell: Cell, data_dir: str, download: bool) -> list[Evaluation]:
     app = nodes_of(cell, task, training, arrivals.order(cell.replies))
     model = task.make_model(cell.model, cell.seed)
     strategy = strategy_of(cell, model)
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     began = time.perf_counter()
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> None:
         accuracy, loss = measure(model, arrays, test)
         reply = strategy.statistics().accepted if server_round else 0
-        found.append(Evaluation(reply, accuracy, loss, time.perf_counter() - began))
+        evaluations.append(Evaluation(reply, accuracy, loss, time.perf_counter() - began))
 
     attack = attack_of(cell)
     seeded = {"seed": cell.seed}
     with VirtualGrid(app, cell.nodes, run_config=seeded, arrivals=arrivals) as grid:
-        liars = grid.node_ids[: cell.byzantine]
+        byzantine = grid.node_ids[: cell.byzantine]
         result = strategy.start(
-            OmniscientGrid(grid, attack, liars, rule=strategy.aggregator, seed=cell.seed)
-            if sees_others(attack)
+            OmniscientGrid(grid, attack, byzantine, rule=strategy.aggregator, seed=cell.seed)
+            if is_omniscient(attack)
             else grid,
             ArrayRecord(model.state_dict()),
             num_rounds=cell.replies // cell.evaluate_every,
@@ -129,14 +129,14 @@ def _run(cell: Cell, data_dir: str, download: bool) -> list[Evaluation]:
             evaluate_fn=evaluate,
         )
     accepted = strategy.statistics().accepted
-    if found[-1].reply < accepted:  # it diverged: every node was shut in the middle of a round
+    if evaluations[-1].reply < accepted:  # diverged: all nodes were quarantined in mid-round
         accuracy, loss = measure(model, result.arrays, test)
-        found.append(Evaluation(accepted, accuracy, loss, time.perf_counter() - began))
-    return [*found[:-1], replace(found[-1], final=True)]
+        evaluations.append(Evaluation(accepted, accuracy, loss, time.perf_counter() - began))
+    return [*evaluations[:-1], replace(evaluations[-1], final=True)]
 
 
 def arrivals_of(cell: Cell) -> PaperArrivals:
-    """Return whose reply arrives when in a cell."""
+    """Return the arrivals of a cell."""
     return PaperArrivals(
         nodes=cell.nodes,
         byzantine=cell.byzantine,
@@ -153,8 +153,8 @@ def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
     if cell.optimizer == "mu2":
         optimizer = AnyTimeSGD(lr=cell.lr, gamma=cell.gamma)
     return AsyncRobust(
-        aggregators.build(cell.rule, cell.chosen_told),
-        AfterFirstPass(optimizer) if cell.arrivals == "paper" else optimizer,
+        aggregators.build(cell.rule, cell.rule_fraction),
+        SkipFirstStep(optimizer) if cell.arrivals == "paper" else optimizer,
         quorum=Quorum(cell.nodes),
         updates_per_round=cell.evaluate_every,
         buffers=buffer_names(model),
@@ -164,7 +164,7 @@ def strategy_of(cell: Cell, model: nn.Module) -> AsyncRobust:
 
 @cache
 def load(dataset: str, data_dir: str, download: bool) -> tuple[Split, Split]:
-    """Return training and test examples, read once in each process."""
+    """Return training and test examples, read once per process."""
     return discover()[dataset].load(data_dir, download)
 
 
@@ -172,14 +172,14 @@ def measure(model: nn.Module, arrays: ArrayRecord, test: Split) -> tuple[float, 
     """Return accuracy and mean cross-entropy on the test set; the loss may be infinite."""
     model.load_state_dict(arrays.to_torch_state_dict())
     model.eval()
-    right, loss = 0, 0.0
+    correct, loss = 0, 0.0
     with torch.inference_mode():
         batches = zip(torch.split(test.inputs, 128), torch.split(test.labels, 128), strict=True)
         for inputs, labels in batches:
             if inputs.ndim == 4:  # convolutions of this size are three times as fast
                 inputs = inputs.to(memory_format=torch.channels_last)
             outputs = model(inputs)
-            right += int((outputs.argmax(dim=1) == labels).sum())
+            correct += int((outputs.argmax(dim=1) == labels).sum())
             loss += float(nn.functional.cross_entropy(outputs, labels, reduction="sum"))
     size = len(test.labels)
-    return right / size, loss / size if math.isfinite(loss) else math.inf
+    return correct / size, loss / size if math.isfinite(loss) else math.inf

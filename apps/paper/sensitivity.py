@@ -1,4 +1,4 @@
-"""The sensitivity study: every rule under every attack, digits, 9 nodes of which 4 lie."""
+"""The sensitivity study: every rule under every attack, on digits, 9 nodes, 4 Byzantine."""
 
 import argparse
 import sys
@@ -9,18 +9,16 @@ from types import MappingProxyType
 from apps.paper import heatmap, sensitivity_report
 from apps.paper.cells import NO_ATTACK, Cell
 from apps.paper.jobs import Job, run_all
-from apps.paper.results import Line, Results, group_of
-from flwr_byzasync import aggregators, attacks
+from apps.paper.results import Entry, Results, group_of
+from flwr_byzasync import ConfigError, aggregators, attacks
 from flwr_byzasync._checks import check_integer
-from flwr_byzasync.errors import ConfigError
 
 FIGURE = "sensitivity"
-LIARS_SHARE = 0.4
-"""λ, the paper's, in faithful arrivals."""
-TOLD = 0.45
-"""What rules are told. At the first step each of the 9 nodes has sent one reply, so that 4/9 of
-the weight is the liars': no step has a larger share, and a rule that were told less might be
-ruined by that first step alone, whatever it does later."""
+BYZANTINE_SHARE = 0.4
+"""λ of the paper, with faithful arrivals."""
+RULE_FRACTION = 0.45
+"""λ passed to the rules. At the first step each of the 9 nodes has sent one reply, so 4/9 of the
+weight is Byzantine, the maximum over all steps: with a smaller λ it alone may ruin a rule."""
 REPLIES = 400
 PARTITIONS = ("iid", "dirichlet(0.5)")
 BASE = "cwmed"
@@ -32,42 +30,42 @@ COMPOSED = (
     "nnm(trimmed_mean)",
     f"ctma(nnm({BASE}))",
 )
-"""Beside every rule alone and every meta-rule over the median."""
-WRITTEN = MappingProxyType({"monna": "monna(pivot=8)"})
-"""Rules that need a node which is trusted; rows are in order of partition-ids, liars first."""
+"""In addition to each rule by itself and each meta-rule over the median."""
+TRUSTING = MappingProxyType({"monna": "monna(pivot=8)"})
+"""Rules that need a trusted node; rows are in order of partition-id, Byzantine nodes first."""
 STRONGER = (
     "sign_flip(scale=4)",
     "empire(epsilon=4)",
     "empire(epsilon=optimised)",
     "little(z=optimised)",
 )
-"""Beside every attack at its own defaults."""
+"""In addition to each attack with its defaults."""
 
 
 def all_rules() -> tuple[str, ...]:
-    """Return every rule that is found, those with a base over the median, and `COMPOSED`."""
+    """Return every known rule, meta-rules over the median, and `COMPOSED`."""
     rules = aggregators.discover()
-    over = {name for name, rule in rules.items() if "base" in _settings(rule)}
-    named = [f"{name}({BASE})" if name in over else WRITTEN.get(name, name) for name in rules]
-    named.sort(key=lambda text: (text != "mean", text.split("(")[0] in over))
-    return tuple(text for text in (*named, *COMPOSED) if _legal(text))
+    meta = {name for name, rule in rules.items() if "base" in _settings(rule)}
+    named = [f"{name}({BASE})" if name in meta else TRUSTING.get(name, name) for name in rules]
+    named.sort(key=lambda text: (text != "mean", text.split("(")[0] in meta))
+    return tuple(text for text in (*named, *COMPOSED) if _is_legal(text))
 
 
 def all_attacks() -> tuple[str, ...]:
-    """Return every attack that can do something here, and `STRONGER`."""
-    return tuple(attack for attack in (*attacks.discover(), *STRONGER) if _sensible(attack))
+    """Return every attack that has an effect here, and `STRONGER`."""
+    return tuple(attack for attack in (*attacks.discover(), *STRONGER) if _has_effect(attack))
 
 
-def told(rule: str) -> float:
-    """Return λ as a rule is told it: `TOLD`, or in hundredths the largest that it takes.
+def accepted_fraction(rule: str) -> float:
+    """Return λ for a rule: `RULE_FRACTION`, or the largest in hundredths that it accepts.
 
     Raises
     ------
     ConfigError
-        If it takes none: its name is wrong.
+        If it accepts none: its name is wrong.
     """
     refused: ConfigError | None = None
-    for hundredths in range(round(100 * TOLD), -1, -1):
+    for hundredths in range(round(100 * RULE_FRACTION), -1, -1):
         try:
             aggregators.build(rule, hundredths / 100)
         except ConfigError as error:
@@ -79,14 +77,14 @@ def told(rule: str) -> float:
 
 
 def cell_of(rule: str, attack: str, partition: str, seed: int, replies: int) -> Cell:
-    """Return one cell of the study; evaluated once, at its end."""
+    """Return one cell of the study, evaluated once at its end."""
     return Cell(
         figure=FIGURE,
         dataset="digits",
         rule=rule,
         attack=attack,
         optimizer="mu2",
-        byz_fraction=LIARS_SHARE,
+        byz_fraction=BYZANTINE_SHARE,
         seed=seed,
         nodes=9,
         byzantine=4,
@@ -97,7 +95,7 @@ def cell_of(rule: str, attack: str, partition: str, seed: int, replies: int) -> 
         evaluate_every=replies,
         lr=0.015,
         partition=partition,
-        told=told(rule),
+        told=accepted_fraction(rule),
     )
 
 
@@ -108,7 +106,7 @@ def cells_of(
     seeds: Sequence[int] = (1,),
     replies: int = REPLIES,
 ) -> list[Cell]:
-    """Return the cells of a study, and those without an attack.
+    """Return the cells of a study, including those without an attack.
 
     Raises
     ------
@@ -125,7 +123,7 @@ def cells_of(
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add what narrows or widens the study."""
+    """Add the options of the study."""
     command.add_argument("--rules", nargs="+", metavar="RULE", help="default: all")
     command.add_argument("--attacks", nargs="+", metavar="ATTACK", help="default: all")
     command.add_argument("--partitions", nargs="+", default=list(PARTITIONS), metavar="PARTITION")
@@ -135,7 +133,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run what is missing in ``--out``, and make tables and heat maps of all that is there.
+    """Run the cells that are missing in ``--out``, and make tables and heat maps of all.
 
     Raises
     ------
@@ -169,8 +167,8 @@ def main(options: argparse.Namespace) -> int:
     return 0 if complete else 1
 
 
-def _rows(results: Results, cells: Sequence[Cell]) -> list[Line]:
-    """Return the rows of the summary that belong to cells, in the order of the cells."""
+def _rows(results: Results, cells: Sequence[Cell]) -> list[Entry]:
+    """Return the summary's rows of these cells, in their order."""
     rows = {group_of(row): row for row in results.summarise()}
     groups = dict.fromkeys(group_of(asdict(cell)) for cell in cells)
     return [rows[group] for group in groups if group in rows]
@@ -180,17 +178,17 @@ def _settings(rule: type) -> set[str]:
     return {field.name for field in fields(rule)}
 
 
-def _legal(rule: str) -> bool:
-    """Whether a rule is there and needs no other settings."""
+def _is_legal(rule: str) -> bool:
+    """Whether a rule exists and needs no other settings."""
     try:
-        told(rule)
+        accepted_fraction(rule)
     except ConfigError:
         return False
     return True
 
 
-def _sensible(attack: str) -> bool:
-    """Whether a cell takes an attack."""
+def _has_effect(attack: str) -> bool:
+    """Whether a cell accepts an attack."""
     try:
         cell_of("mean", attack, PARTITIONS[0], seed=1, replies=REPLIES)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Tables of the sensitivity study: markdown to read, JSON to compute with."""
+"""Tables of the sensitivity study, as Markdown and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apps.paper.cells import NO_ATTACK, Cell
-from apps.paper.results import Line
+from apps.paper.results import Entry
 from flwr_byzasync import aggregators
 from flwr_byzasync.aggregators.rule import bound_of
 
@@ -28,79 +28,79 @@ class Grid:
     Parameters
     ----------
     setting : dict
-        What all cells have in common; a row of ``summary.csv``.
-    told : mapping of str to float
-        Rule -> the λ that it was told.
+        The settings that all cells share; a row of ``summary.csv``.
+    fractions : mapping of str to float
+        Rule -> the λ passed to it.
     attacks : tuple of str
         Columns.
     accuracy : mapping of (rule, attack) to float
-        What is finished, mean over seeds.
-    asked : int
-        How many there will be.
+        Finished cells, mean over seeds.
+    total : int
+        Number of cells when all are finished.
     """
 
-    setting: Line
-    told: Mapping[str, float]
+    setting: Entry
+    fractions: Mapping[str, float]
     attacks: tuple[str, ...]
     accuracy: Mapping[tuple[str, str], float]
-    asked: int
+    total: int
 
     @property
     def partition(self) -> str:
-        """How examples fall to nodes."""
+        """Partition of the examples among the nodes."""
         return str(self.setting["partition"])
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Rules, the one with the best worst case first."""
+        """Rules, the best worst case first."""
 
         def key(rule: str) -> tuple[float, float]:
             worst = self.worst(rule)
             return (1.0 if worst is None else -worst.accuracy, -(self.clean(rule) or 0.0))
 
-        return tuple(sorted(self.told, key=key))
+        return tuple(sorted(self.fractions, key=key))
 
     def clean(self, rule: str) -> float | None:
-        """Return a rule's accuracy where nobody lies."""
+        """Return a rule's accuracy without an attack."""
         return self.accuracy.get((rule, NO_ATTACK))
 
     def worst(self, rule: str) -> Worst | None:
-        """Return a rule's lowest accuracy over attacks."""
-        found = [
+        """Return a rule's lowest accuracy over all attacks."""
+        candidates = [
             Worst(self.accuracy[rule, attack], attack)
             for attack in self.attacks
             if (rule, attack) in self.accuracy
         ]
-        return min(found, default=None)
+        return min(candidates, default=None)
 
     def mark(self, rule: str) -> str:
-        """Return what is said of a rule that takes no λ as large as the others."""
-        told = self.told[rule]
-        return f", told {told:g}" if told < self.covered else ""
+        """Return the mark of a rule that does not accept the λ of the others."""
+        fraction = self.fractions[rule]
+        return f", told {fraction:g}" if fraction < self.covered else ""
 
     @property
     def covered(self) -> float:
-        """The λ that most rules are told: no step has a larger share of liars."""
-        return max(self.told.values())
+        """The λ passed to most rules: an upper bound on the Byzantine share at every step."""
+        return max(self.fractions.values())
 
     def constant(self, rule: str) -> float | None:
-        """Return c_λ of a rule at `covered`, or None where it has no guarantee."""
-        return bound_of(aggregators.build(rule, self.told[rule]), self.covered)
+        """Return c_λ of a rule at `covered`, or None without a guarantee."""
+        return bound_of(aggregators.build(rule, self.fractions[rule]), self.covered)
 
 
-def grids_of(rows: Sequence[Line], cells: Sequence[Cell]) -> list[Grid]:
-    """Return a grid for each partition among rows of a summary of cells, in their order."""
+def grids_of(rows: Sequence[Entry], cells: Sequence[Cell]) -> list[Grid]:
+    """Return one grid per partition of the summary's rows, in their order."""
     grids = []
     for partition in dict.fromkeys(row["partition"] for row in rows):
-        mine = [row for row in rows if row["partition"] == partition]
-        attacks = dict.fromkeys(row["attack"] for row in mine)
+        selected = [row for row in rows if row["partition"] == partition]
+        attacks = dict.fromkeys(row["attack"] for row in selected)
         grids.append(
             Grid(
-                setting=mine[0],
-                told={row["rule"]: row["told"] for row in mine},
+                setting=selected[0],
+                fractions={row["rule"]: row["told"] for row in selected},
                 attacks=tuple(attack for attack in attacks if attack != NO_ATTACK),
-                accuracy={(row["rule"], row["attack"]): row["accuracy"] for row in mine},
-                asked=len({(c.rule, c.attack) for c in cells if c.partition == partition}),
+                accuracy={(row["rule"], row["attack"]): row["accuracy"] for row in selected},
+                total=len({(c.rule, c.attack) for c in cells if c.partition == partition}),
             )
         )
     return grids
@@ -111,13 +111,13 @@ def markdown(grids: Sequence[Grid]) -> str:
     return "\n\n".join(_table(grid) for grid in grids)
 
 
-def write(rows: Sequence[Line], path: Path) -> None:
+def write(rows: Sequence[Entry], path: Path) -> None:
     """Write all cells as JSON: settings, seeds, accuracy (mean), deviation, seconds."""
     path.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
 
 
 def caption(grid: Grid) -> str:
-    """Return one line that says under which settings a grid was measured."""
+    """Return the settings of a grid as one line."""
     one = grid.setting
     return (
         f"{one['dataset']}, {grid.partition}, {one['nodes']} nodes, {one['byzantine']} of them "
@@ -128,7 +128,7 @@ def caption(grid: Grid) -> str:
 
 def _table(grid: Grid) -> str:
     lines = [
-        f"{caption(grid)}; {len(grid.accuracy)} of {grid.asked} cells are finished.",
+        f"{caption(grid)}; {len(grid.accuracy)} of {grid.total} cells are finished.",
         "",
         f"| rule | c at {grid.covered:g} | clean | worst | under | cost |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What a run leaves behind in output-dir, if one is given."""
+"""The files of a run in output-dir: metrics.jsonl, result.json and the final model."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,24 +11,23 @@ from flwr.serverapp.strategy import Result
 from safetensors.torch import save_file
 
 from apps.train.settings import Settings
-from flwr_byzasync import ConfigError
-from flwr_byzasync.core.statistics import Statistics
+from flwr_byzasync import ConfigError, Statistics
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord]
 
 
 class Output:
-    """Writes ``metrics.jsonl`` as the run goes, ``result.json`` and the model at its end.
+    """Appends to ``metrics.jsonl`` during the run; writes ``result.json`` and the model at its end.
 
     Parameters
     ----------
     settings : Settings
-        With `output_dir` empty nothing is written; else an absolute path, created if missing.
+        `output_dir` is an absolute path, created if missing; if it is empty, nothing is written.
 
     Raises
     ------
     ConfigError
-        If the folder cannot be made or written to.
+        If the folder cannot be created or written to.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -37,7 +36,7 @@ class Output:
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                # A run that goes on adds to what its former process told.
+                # A resumed run appends to the entries of its earlier process.
                 (self._folder / "metrics.jsonl").open("a" if settings.resume else "w").close()
             except OSError as error:
                 legal = f"a folder that can be made and written to ({error.strerror})"
@@ -45,7 +44,7 @@ class Output:
                 raise ConfigError("output-dir", settings.output_dir, legal, fix) from error
 
     def recording(self, evaluate: Evaluate, statistics: Callable[[], Statistics]) -> Evaluate:
-        """Return `evaluate` with a line in ``metrics.jsonl`` for each of its results."""
+        """Return `evaluate`, with each result appended to ``metrics.jsonl``."""
         first = True
 
         def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -86,7 +85,7 @@ class Output:
 
 
 def _keep_before(server_round: int, path: Path) -> None:
-    """Drop what a former process told of rounds that this one tells again, and half a line."""
+    """Drop the entries of rounds that this process repeats, and an incomplete last line."""
     kept = []
     for line in path.read_text(errors="replace").splitlines():
         with suppress(ValueError, TypeError, KeyError):

@@ -5,22 +5,22 @@ from collections.abc import Mapping
 from flwr.serverapp.strategy import Result
 
 from apps.train.settings import NO_ATTACK, Settings
-from flwr_byzasync.core.statistics import Statistics
+from flwr_byzasync import Statistics
 
 
 def byzantine_share(
     settings: Settings, statistics: Statistics, partitions: Mapping[int, int]
 ) -> float | None:
-    """Return the share of the weight that the Byzantine nodes really held, in [0, 1].
+    """Return the share of the weight that the Byzantine nodes held, in [0, 1].
 
-    None if some node did not tell its partition-id, so that nobody knows.
+    None if a node that replied did not report its partition-id.
     """
     if not settings.under_attack:
         return 0.0
     if not statistics.replies.keys() <= partitions.keys():
         return None
-    liars = {node for node, part in partitions.items() if part < settings.byzantine_nodes}
-    return statistics.share(liars)
+    byzantine = {node for node, part in partitions.items() if part < settings.byzantine_nodes}
+    return statistics.share(byzantine)
 
 
 def final_table(
@@ -30,7 +30,7 @@ def final_table(
     partitions: Mapping[int, int],
     seconds: float,
 ) -> list[str]:
-    """Return accuracy, replies by node, the Byzantine share and rejected replies, line by line."""
+    """Return the lines of the table, with replies by node, Byzantine share and rejected replies."""
     last = result.evaluate_metrics_serverapp[max(result.evaluate_metrics_serverapp)]
     share = byzantine_share(settings, statistics, partitions)
     known = sorted((partitions.get(n, -1), count) for n, count in statistics.replies.items())
@@ -51,7 +51,7 @@ def final_table(
     if share is not None and share > settings.byz_fraction:
         lines.append(
             f"  Warning: Byzantine nodes held {share:.1%} of the weight, more than byz-fraction "
-            f"{settings.byz_fraction:g}: nothing is promised; raise byz-fraction."
+            f"{settings.byz_fraction:g}: the rule guarantees nothing; raise byz-fraction."
         )
     return lines
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from apps.train.output import Output
 from apps.train.report import final_table
-from apps.train.settings import Settings, sees_others
+from apps.train.settings import Settings, is_omniscient
 from apps.train.tasks import Split, Task, discover
 from flwr_byzasync import (
     AsyncRobust,
@@ -31,18 +31,19 @@ from flwr_byzasync import (
     buffer_names,
 )
 from flwr_byzasync._clock import clock_of
-from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
+from flwr_byzasync.adversary import OmniscientGrid
 from flwr_byzasync.aggregators import Aggregator
 
 logger = getLogger("flwr")
 app = ServerApp()
 
 FIRST_ANSWER_SECONDS = 300.0
-"""Longest wait for a node's partition-id: the first answer waits until Ray has started."""
+"""Longest wait for the first partition-id: no node answers before Ray has started."""
 OTHER_ANSWERS_SECONDS = 30.0
+"""Longest wait for the others after the first."""
 
 
-class RunFailed(RuntimeError):  # noqa: N818 - what it says is what happened
+class RunFailed(RuntimeError):  # noqa: N818 - named for the outcome
     """The run ended before its last round; the log says why."""
 
 
@@ -59,23 +60,10 @@ def main(grid: Grid, context: Context) -> None:
     began = time.monotonic()
     task = discover()[settings.dataset]
     model = task.make_model(settings.model, settings.seed)
-    strategy = AsyncRobust(
-        aggregator=aggregators.build(settings.aggregator, settings.byz_fraction),
-        optimizer=settings.server_optimizer(),
-        # If all nodes are required, the default quorum is better than their number: it does not
-        # wait for a node that is lost or quarantined before it ever replied.
-        quorum=Quorum(settings.quorum if settings.quorum < len(nodes) else None),
-        min_available_nodes=settings.quorum,
-        updates_per_round=settings.updates_per_round,
-        buffers=buffer_names(model),
-        weights=settings.weight_policy(),
-        liveness=Liveness(max_rate=settings.max_rate or None),
-        device=settings.chosen_device,
-        checkpoints=settings.checkpoints(),
-    )
+    strategy = make_strategy(settings, model, len(nodes))
     partitions = identify(grid, nodes)
     result = strategy.start(
-        grid=with_liars(settings, grid, strategy.aggregator, partitions),
+        grid=attacked(settings, grid, strategy.aggregator, partitions),
         initial_arrays=ArrayRecord(model.state_dict()),
         num_rounds=settings.num_server_rounds,
         evaluate_fn=output.recording(_evaluator(task, settings, model), strategy.statistics),
@@ -92,16 +80,34 @@ def main(grid: Grid, context: Context) -> None:
         )
 
 
-def check_nodes(settings: Settings, grid: Grid) -> list[int]:
-    """Return the nodes that are there.
+def make_strategy(settings: Settings, model: nn.Module, nodes: int) -> AsyncRobust:
+    """Return the strategy for a federation of so many nodes."""
+    return AsyncRobust(
+        aggregator=aggregators.build(settings.aggregator, settings.byz_fraction),
+        optimizer=settings.server_optimizer(),
+        # Where all nodes are required, the default is better than their number: it does not
+        # wait for a node that is lost or quarantined before its first reply.
+        quorum=Quorum(settings.quorum if settings.quorum < nodes else None),
+        min_available_nodes=settings.quorum,
+        updates_per_round=settings.updates_per_round,
+        buffers=buffer_names(model),
+        weights=settings.weight_policy(),
+        liveness=Liveness(max_rate=settings.max_rate or None),
+        device=settings.chosen_device,
+        checkpoints=settings.checkpoints(),
+    )
 
-    In simulation all nodes exist from the start and waiting would be for ever; in a deployment
-    a minute is given for the SuperNodes to connect.
+
+def check_nodes(settings: Settings, grid: Grid) -> list[int]:
+    """Return the connected nodes.
+
+    A simulation has all its nodes from the start; in a deployment the SuperNodes have a minute
+    to connect.
 
     Raises
     ------
     ConfigError
-        If there are too few, with the command to type; or fewer than are to be Byzantine.
+        If there are too few, with the command to run; or fewer than `byzantine_nodes`.
     """
     sleep = clock_of(grid)[1]
     for _ in range(60):
@@ -123,44 +129,43 @@ def check_nodes(settings: Settings, grid: Grid) -> list[int]:
 
 
 def identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
-    """Ask each node its partition-id, for the table at the end; the strategy never sees it.
+    """Query each node for its partition-id, for the final table; the strategy never sees it.
 
-    A node that does not answer, or not with a partition-id of its own, is left out: the run
-    goes on. Nothing that a node answers, and no fault of the network, may end it.
+    A node without a valid answer is left out. No answer and no network error ends the run.
     """
-    asked: dict[str, int] = {}
+    pending: dict[str, int] = {}
     for node in nodes:
         content = RecordDict({"config": ConfigRecord()})
         question = Message(content, dst_node_id=node, message_type=MessageType.QUERY)
         with suppress(Exception):
-            asked |= {key: node for key in grid.push_messages([question]) if key}
+            pending |= {key: node for key in grid.push_messages([question]) if key}
     partitions: dict[int, int] = {}
     clock, sleep = clock_of(grid)
     deadline = clock() + FIRST_ANSWER_SECONDS
-    while asked and clock() < deadline:
-        for message_id in list(asked):
+    while pending and clock() < deadline:
+        for message_id in list(pending):
             partition = None
             with suppress(Exception):
                 for reply in grid.pull_messages([message_id]):
-                    node = asked.pop(message_id)
+                    node = pending.pop(message_id)
                     partition = reply.content.metric_records["metrics"]["partition-id"]
-            known = partition in partitions.values()
-            if isinstance(partition, int) and 0 <= partition < len(nodes) and not known:
+            taken = partition in partitions.values()
+            if isinstance(partition, int) and 0 <= partition < len(nodes) and not taken:
                 partitions[node] = partition
                 deadline = min(deadline, clock() + OTHER_ANSWERS_SECONDS)
         sleep(0.1)
     return partitions
 
 
-def with_liars(
+def attacked(
     settings: Settings, grid: Grid, rule: Aggregator, partitions: Mapping[int, int]
 ) -> Grid:
-    """Return the grid, its liars' replies rewritten if their attack needs to see the others'."""
-    attack = settings.made_attack()
-    if not sees_others(attack):
+    """Return the grid, wrapped in OmniscientGrid if the attack needs to know other replies."""
+    attack = settings.build_attack()
+    if not is_omniscient(attack):
         return grid
-    liars = [node for node, part in partitions.items() if part < settings.byzantine_nodes]
-    return OmniscientGrid(grid, attack, liars, rule=rule, seed=settings.seed % 2**32)
+    byzantine = [node for node, part in partitions.items() if part < settings.byzantine_nodes]
+    return OmniscientGrid(grid, attack, byzantine, rule=rule, seed=settings.seed % 2**32)
 
 
 def _evaluator(
@@ -175,7 +180,7 @@ def _evaluator(
         model.load_state_dict(arrays.to_torch_state_dict())
         model.to(device).eval()
         with torch.no_grad():
-            # In blocks: 10,000 images at once would cost a gigabyte.
+            # In batches: 10,000 images at once take a gigabyte.
             outputs = torch.cat([model(part) for part in torch.split(test.inputs, 500)])
         loss = float(nn.functional.cross_entropy(outputs, test.labels))
         accuracy = float((outputs.argmax(dim=1) == test.labels).float().mean())

@@ -1,4 +1,4 @@
-"""The run-config as one checked object; each wrong value is one sentence before anything is sent.
+"""The run-config as one validated object: a wrong value is an error before anything is sent.
 
 `flwr run` checks neither types nor ranges of overrides: ``lr='oops'`` arrives as a string.
 """
@@ -13,11 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apps.train import tasks
 from apps.train.tasks import partitions
-from flwr_byzasync import aggregators, attacks, estimators
+from flwr_byzasync import Checkpoints, ConfigError, aggregators, attacks, estimators
 from flwr_byzasync._checks import check_byz_fraction, check_choice, check_integer, check_number
 from flwr_byzasync.attacks import LabelAttack, Needs, VectorAttack, needs_of
-from flwr_byzasync.checkpoints.files import Checkpoints
-from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Optimizer
 from flwr_byzasync.weights import POLICIES, Capped, WeightPolicy, weight_policy
 
@@ -27,12 +25,12 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of the reference app; a field's name is its run-config key with ``_``.
+    """All settings of the reference app; each field is a run-config key, with ``_`` for ``-``.
 
     Raises
     ------
     ConfigError
-        From `of`, naming key, value, legal range and next move.
+        From `of`, with the key, its value, the legal range and a fix.
     """
 
     dataset: str
@@ -89,11 +87,11 @@ class Settings:
 
     @property
     def under_attack(self) -> bool:
-        """Whether any node lies."""
+        """Whether any node is Byzantine."""
         return self.attack != NO_ATTACK and self.byzantine_nodes > 0
 
-    def made_attack(self) -> VectorAttack | LabelAttack | None:
-        """Return what Byzantine nodes do, or None where nobody lies."""
+    def build_attack(self) -> VectorAttack | LabelAttack | None:
+        """Return the attack of the Byzantine nodes, or None without one."""
         return attacks.build(self.attack) if self.under_attack else None
 
     @property
@@ -103,13 +101,13 @@ class Settings:
 
     @property
     def chosen_device(self) -> str:
-        """A device of this machine: CUDA where there is one, unless told otherwise."""
+        """The device to compute on; ``auto`` is CUDA where available, otherwise the CPU."""
         if self.device != "auto":
             return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def checkpoints(self) -> Checkpoints | None:
-        """Return where and how often checkpoints are written, and whether to resume, or None."""
+        """Return the checkpoint settings, or None without a checkpoint-dir."""
         if not self.checkpoint_dir:
             return None
         return Checkpoints(
@@ -120,7 +118,7 @@ class Settings:
         )
 
     def weight_policy(self) -> WeightPolicy:
-        """Return what rows weigh, under the cap on one node's share if there is one."""
+        """Return the weight policy, capped where max-share limits one node."""
         policy = weight_policy(self.weights)
         return Capped(policy, self.max_share) if self.max_share < 1 else policy
 
@@ -132,28 +130,22 @@ class Settings:
 
 
 def check_batch_size(dataset: str, model: str, size: int, seed: int) -> None:
-    """Make sure that no model normalises over a batch of one example.
-
-    Raises
-    ------
-    ConfigError
-        If it would.
-    """
+    """Raise `ConfigError` if a model with batch norm would get batches of one example."""
     if size > 1:
         return
-    made = tasks.discover()[dataset].make_model(model, seed)
-    if any(isinstance(module, _BatchNorm) for module in made.modules()):
+    network = tasks.discover()[dataset].make_model(model, seed)
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
         legal = "an integer >= 2 with a model that normalises over the batch"
         raise ConfigError("batch-size", size, legal, "pass for example batch-size=32")
 
 
-def sees_others(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:
-    """Whether an attack must know more than its node does, so that it runs in OmniscientGrid."""
+def is_omniscient(attack: VectorAttack | LabelAttack | None) -> TypeGuard[VectorAttack]:
+    """Whether an attack needs knowledge of other nodes, and so runs in OmniscientGrid."""
     return attack is not None and needs_of(attack) in (Needs.COLLUDERS, Needs.EVERYTHING)
 
 
 def _checked(key: str, value: object) -> object:
-    """Check one value; integers are fine where a number is wanted."""
+    """Check one value of the run-config."""
     match key:
         case "dataset":
             return check_choice(key, value, tasks.discover(), fix="pass for example 'digits'")
@@ -176,24 +168,35 @@ def _checked(key: str, value: object) -> object:
             return device
         case "weights":
             return check_choice(key, value, POLICIES, fix="pass 'counts'")
-        case "max-share":
-            fix = "pass for example max-share=0.2, or 1.0 for no cap"
-            return check_number(key, value, low=0, high=1, closed="right", fix=fix)
-        case "max-rate":
-            return _zero_or(key, value, 1, "pass for example max-rate=10.0, or 0.0 for no limit")
-        case "checkpoint-seconds":
-            fix = "pass for example checkpoint-seconds=600.0, or 0.0 for only by rounds"
-            return _zero_or(key, value, 1, fix)
         case "download" | "resume" if not isinstance(value, bool):
             raise ConfigError(key, value, "true or false", "write it without quotes")
         case "data-dir" | "output-dir" | "checkpoint-dir":
             return _checked_directory(key, value)
+        case "model" | "aggregator" if not isinstance(value, str):
+            raise ConfigError(key, value, "a name", "write it in quotes")
+        case "model" | "aggregator" | "download" | "resume":
+            return value
+        case _:
+            return _checked_number(key, value)
+
+
+def _checked_number(key: str, value: object) -> float:
+    """Check a number; an integer is accepted for a float."""
+    match key:
+        case "max-share":
+            fix = "pass for example max-share=0.2, or 1.0 for no cap"
+            return check_number(key, value, low=0, high=1, closed="right", fix=fix)
+        case "max-rate":
+            fix = "pass for example max-rate=10.0, or 0.0 for no limit"
+            return _checked_or_zero(key, value, 1, fix)
+        case "checkpoint-seconds":
+            fix = "pass for example checkpoint-seconds=600.0, or 0.0 for only by rounds"
+            return _checked_or_zero(key, value, 1, fix)
         case "byz-fraction":
             return check_byz_fraction(key, value)
         case "lr":
-            return check_number(
-                key, value, low=0, closed="neither", fix="pass for example lr=0.015"
-            )
+            fix = "pass for example lr=0.015"
+            return check_number(key, value, low=0, closed="neither", fix=fix)
         case "gamma":
             fix = "pass for example gamma=0.1"
             return check_number(key, value, low=0, high=1, closed="right", fix=fix)
@@ -202,10 +205,6 @@ def _checked(key: str, value: object) -> object:
         case "byzantine-nodes" | "seed":
             high = 2**63 - 1 if key == "seed" else None
             return check_integer(key, value, low=0, high=high, fix=f"pass for example {key}=1")
-        case "model" | "aggregator" if not isinstance(value, str):
-            raise ConfigError(key, value, "a name", "write it in quotes")
-        case "model" | "aggregator" | "download" | "resume":
-            return value
         case _:
             return check_integer(key, value, low=1, fix=f"pass for example {key}=10")
 
@@ -224,8 +223,8 @@ def _checked_beta(key: str, value: object) -> float:
     return check_number(key, value, low=0, high=1, closed="both", fix=fix)
 
 
-def _zero_or(key: str, value: object, low: float, fix: str) -> float:
-    """Check a number that is 0 where the thing is not wanted."""
+def _checked_or_zero(key: str, value: object, low: float, fix: str) -> float:
+    """Check a number, where 0 turns the setting off."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
         return 0.0
     return check_number(key, value, low=low, fix=fix)
@@ -233,8 +232,8 @@ def _zero_or(key: str, value: object, low: float, fix: str) -> float:
 
 def _checked_directory(key: str, value: object) -> str:
     if not isinstance(value, str) or (value and not Path(value).is_absolute()):
-        # The app runs from a copy of its code, wherever the SuperLink was first started.
-        fix = "write the whole path, beginning at the root"
+        # A relative path would start wherever the SuperLink was started.
+        fix = "write the whole path, from the root"
         raise ConfigError(key, value, "empty or an absolute path", fix)
     if key == "data-dir" and value and not Path(value).is_dir():
         raise ConfigError(key, value, "a directory that exists", "create it or correct the path")

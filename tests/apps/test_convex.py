@@ -1,4 +1,4 @@
-"""The convex check: problems, the plain loop, resuming, and what is fitted to the runs."""
+"""The convex check: problems, the plain loop, resuming, and fits to the runs."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from apps.paper.convex_loop import (
     BYZ_FRACTION,
     HONEST,
     NODES,
-    Cell,
+    ConvexCell,
     Trajectory,
     arrivals,
     best_steps,
@@ -27,12 +27,12 @@ from apps.paper.convex_loop import (
 )
 from apps.paper.convex_report import claims, markdown, slope, summarise, tuning
 from apps.paper.problems import PROBLEMS, newton, problem
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Threads cost more than they save on tensors this small, above all on a busy machine."""
+    """More threads are slower on tensors this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 
 EVERY = pytest.mark.parametrize("name", PROBLEMS)
-SMALL = Cell("least_squares", "none", "mu2", "cwmed", seed=1, horizon=256, step=0.1)
+SMALL = ConvexCell("least_squares", "none", "mu2", "cwmed", seed=1, horizon=256, step=0.1)
 
 
 def final(**changes: object) -> float:
@@ -49,38 +49,38 @@ def final(**changes: object) -> float:
 
 @EVERY
 def test_the_excess_is_zero_at_the_solution_and_positive_around_it(name: str) -> None:
-    made = problem(name)
-    nearby = made.solution + 1e-3 * torch.eye(len(made.solution), dtype=torch.float64)
-    assert abs(made.excess(made.solution)) < 1e-15
-    assert min(made.excess(x) for x in nearby) > 0
+    task = problem(name)
+    nearby = task.solution + 1e-3 * torch.eye(len(task.solution), dtype=torch.float64)
+    assert abs(task.excess(task.solution)) < 1e-15
+    assert min(task.excess(x) for x in nearby) > 0
 
 
 @EVERY
 def test_batches_average_to_the_gradient_of_the_excess(name: str) -> None:
-    made = problem(name)
-    x, along = 0 * made.solution, made.solution / made.solution.norm()
+    task = problem(name)
+    x, along = 0 * task.solution, task.solution / task.solution.norm()
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([along @ made.draw(generator)(x) for _ in range(4000)])
-    slope_along = (made.excess(x + 1e-5 * along) - made.excess(x - 1e-5 * along)) / 2e-5
+    drawn = torch.stack([along @ task.draw(generator)(x) for _ in range(4000)])
+    slope_along = (task.excess(x + 1e-5 * along) - task.excess(x - 1e-5 * along)) / 2e-5
     error = float(drawn.std()) / 4000**0.5
     assert abs(float(drawn.mean()) - slope_along) < 5 * error < 0.1 * abs(slope_along)
 
 
 @EVERY
 def test_the_gradient_s_noise_vanishes_with_the_distance_of_two_points(name: str) -> None:
-    made = problem(name)
-    gradient = made.draw(torch.Generator().manual_seed(0))
-    x, step = made.solution, torch.ones_like(made.solution)
+    task = problem(name)
+    gradient = task.draw(torch.Generator().manual_seed(0))
+    x, step = task.solution, torch.ones_like(task.solution)
     far, near = (float((gradient(x + s * step) - gradient(x)).norm()) for s in (1e-2, 1e-4))
     assert near == pytest.approx(far / 100, rel=0.02)
 
 
 @EVERY
 def test_no_direction_curves_more_than_the_smoothness(name: str) -> None:
-    made = problem(name)
-    x, unit = made.solution, torch.eye(len(made.solution), dtype=torch.float64)
-    curved = [(made.excess(x + 1e-3 * e) + made.excess(x - 1e-3 * e)) / 1e-6 for e in unit]
-    assert 0.3 * made.smoothness < max(curved) <= made.smoothness * (1 + 1e-6)
+    task = problem(name)
+    x, unit = task.solution, torch.eye(len(task.solution), dtype=torch.float64)
+    curvatures = [(task.excess(x + 1e-3 * e) + task.excess(x - 1e-3 * e)) / 1e-6 for e in unit]
+    assert 0.3 * task.smoothness < max(curvatures) <= task.smoothness * (1 + 1e-6)
 
 
 def test_separable_examples_have_no_minimum_and_are_refused() -> None:
@@ -90,23 +90,21 @@ def test_separable_examples_have_no_minimum_and_are_refused() -> None:
 
 @given(st.integers(0, 10**6), st.integers(NODES, 2000))
 @settings(max_examples=25, deadline=None)
-def test_liars_never_send_more_than_their_share_and_miss_it_by_less_than_one(
-    seed: int, count: int
-) -> None:
-    lies = np.cumsum([node >= HONEST for node in arrivals(seed, count)])[NODES - 1 :]
+def test_the_byzantine_share_stays_at_most_one_reply_below_its_limit(seed: int, count: int) -> None:
+    byzantine = np.cumsum([node >= HONEST for node in arrivals(seed, count)])[NODES - 1 :]
     allowed = BYZ_FRACTION * np.arange(NODES, count + 1)
-    assert (lies <= allowed + 1e-9).all() and (lies > allowed - 1).all()
+    assert (byzantine <= allowed + 1e-9).all() and (byzantine > allowed - 1).all()
 
 
-def test_each_node_comes_once_and_then_as_often_as_its_rank_says() -> None:
-    came = list(arrivals(1, 20000))
-    assert came[:NODES] == list(range(NODES))
-    counted = Counter(came[NODES:])
+def test_each_node_replies_once_and_then_in_proportion_to_its_rank() -> None:
+    order = list(arrivals(1, 20000))
+    assert order[:NODES] == list(range(NODES))
+    counted = Counter(order[NODES:])
     shares = [counted[node] / sum(counted[k] for k in range(HONEST)) for node in range(HONEST)]
     assert shares == pytest.approx([rank / 21 for rank in range(1, 7)], abs=0.01)
 
 
-def test_a_shorter_run_sees_the_first_arrivals_of_a_longer_one() -> None:
+def test_a_shorter_run_has_the_first_arrivals_of_a_longer_one() -> None:
     assert list(arrivals(3, 500)) == list(arrivals(3, 2000))[:500]
     assert list(arrivals(3, 4)) == [0, 1, 2, 3]
 
@@ -149,13 +147,13 @@ def test_the_slope_of_a_power_law_is_its_exponent(power: float, factor: float, e
     assert slope(law) == pytest.approx(power, abs=1e-6)
 
 
-def test_the_slope_sees_the_last_decade_only() -> None:
+def test_the_slope_uses_the_last_decade_only() -> None:
     bent: Trajectory = [(t, 1.0 / t if t < 100 else 0.01) for t in checkpoints(1000)]
     assert slope(bent) == pytest.approx(0, abs=1e-9)
     assert slope(bent, decades=3) < -0.3
 
 
-def test_a_line_averages_seeds_and_its_step_is_the_longest_run_s() -> None:
+def test_a_summary_averages_seeds_and_has_the_step_of_the_longest_run() -> None:
     def law(horizon: int, factor: float) -> Trajectory:
         return [(t, factor / horizon) for t in checkpoints(horizon)]
 
@@ -164,30 +162,30 @@ def test_a_line_averages_seeds_and_its_step_is_the_longest_run_s() -> None:
         for seed, factor in ((1, 1.0), (2, 3.0))
         for horizon in (64, 256, 1024)
     }
-    line = summarise(results)["least_squares", "none", "cwmed", "mu2"]
-    assert line.step == 1 / 1024
-    assert line.final == pytest.approx((2 / 1024, 2**0.5 / 1024))
-    assert line.slope_t == pytest.approx((0, 0), abs=1e-9)
-    assert line.slope_horizon == pytest.approx((-1, 0), abs=1e-9)
+    summary = summarise(results)["least_squares", "none", "cwmed", "mu2"]
+    assert summary.step == 1 / 1024
+    assert summary.final == pytest.approx((2 / 1024, 2**0.5 / 1024))
+    assert summary.slope_t == pytest.approx((0, 0), abs=1e-9)
+    assert summary.slope_horizon == pytest.approx((-1, 0), abs=1e-9)
 
 
-def test_a_claim_holds_where_the_numbers_say_so() -> None:
-    def made(arm: str, power: float) -> dict[Cell, Trajectory]:
+def test_a_claim_counts_the_comparisons_in_which_it_holds() -> None:
+    def results(arm: str, power: float) -> dict[ConvexCell, Trajectory]:
         cells = [replace(SMALL, optimizer=arm, horizon=horizon) for horizon in (64, 256, 1024)]
         return {c: [(t, t**power) for t in checkpoints(c.horizon)] for c in cells}
 
-    lines = summarise(made("mu2", -1.0) | made("sgd", 0.0) | made("momentum", -2.0))
-    counts = {claim.sentence: (claim.holds, claim.of) for claim in claims(lines, {})}
+    summaries = summarise(results("mu2", -1.0) | results("sgd", 0.0) | results("momentum", -2.0))
+    counts = {claim.sentence: (claim.holds, claim.of) for claim in claims(summaries, {})}
     assert counts == {
         "μ²-SGD's loss falls at least as T^-0.5": (1, 1),
         "μ²-SGD ends below the rival at its best step": (1, 2),
         "the rival stalls even if tuned for each T (slope in T above -0.1)": (1, 2),
     }
     row = "| μ²-SGD ends below the rival at its best step | least_squares | 1 of 2 |"
-    assert row in markdown(lines, {}).splitlines()
+    assert row in markdown(summaries, {}).splitlines()
 
 
-def test_a_claim_is_not_judged_where_there_is_nothing_to_compare() -> None:
+def test_a_claim_without_comparisons_is_left_out() -> None:
     cells = [replace(SMALL, rule="mean", horizon=horizon) for horizon in (64, 256)]
     alone = {cell: [(t, 1.0) for t in checkpoints(cell.horizon)] for cell in cells}
     assert claims(summarise(alone), {}) == []
@@ -200,8 +198,8 @@ def test_the_best_step_is_the_one_of_lowest_score() -> None:
     assert [cell.step for cell in best_steps(cells | other)] == [0.1, 0.5]
 
 
-def test_a_step_chosen_for_a_short_run_is_followed_to_the_end_of_a_long_one() -> None:
-    def law(cell: Cell) -> Trajectory:  # the long step is best at 64, and stalls at 0.1
+def test_a_step_tuned_for_a_short_run_is_evaluated_in_a_long_one() -> None:
+    def law(cell: ConvexCell) -> Trajectory:  # the long step is best at 64, and stalls at 0.1
         floor = 0.1 if cell.step == 0.5 else 0.0
         return [(t, max(floor, 1 / (cell.step * t))) for t in checkpoints(cell.horizon)]
 
@@ -209,9 +207,9 @@ def test_a_step_chosen_for_a_short_run_is_followed_to_the_end_of_a_long_one() ->
         replace(SMALL, optimizer="sgd", step=c, horizon=h) for c in (0.2, 0.5) for h in (16, 256)
     ]
     steps = tuning({cell: law(cell) for cell in cells})
-    found = steps["least_squares", "none", "sgd"]
-    assert found.best == (0.5, 0.2) and found.kept == pytest.approx(0.1)
-    assert found.final < 0.03 and found.kept_slope > -0.1
+    tuned = steps["least_squares", "none", "sgd"]
+    assert tuned.best == (0.5, 0.2) and tuned.kept == pytest.approx(0.1)
+    assert tuned.final < 0.03 and tuned.kept_slope > -0.1
     counts = {
         claim.sentence: (claim.holds, claim.of)
         for claim in claims(summarise({cell: law(cell) for cell in cells[:2]}), steps)
@@ -222,28 +220,28 @@ def test_a_step_chosen_for_a_short_run_is_followed_to_the_end_of_a_long_one() ->
     )
 
 
-def test_what_was_run_is_kept_and_what_was_cut_short_is_run_again(
+def test_finished_runs_are_kept_and_incomplete_ones_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Cell] = []
+    started: list[ConvexCell] = []
 
-    def fake(cell: Cell) -> Trajectory:
-        asked.append(cell)
+    def fake(cell: ConvexCell) -> Trajectory:
+        started.append(cell)
         return [(t, cell.seed / t) for t in checkpoints(cell.horizon)]
 
     monkeypatch.setattr(convex, "run", fake)
     path, cells = tmp_path / "runs.csv", [replace(SMALL, seed=seed) for seed in (1, 2)]
     first = convex.run_missing(path, cells, jobs=1)
     text = path.read_text()
-    assert convex.run_missing(path, cells, jobs=1).keys() == first.keys() and asked == cells
+    assert convex.run_missing(path, cells, jobs=1).keys() == first.keys() and started == cells
     path.write_text(text[:-3])
     again = convex.run_missing(path, cells, jobs=1)
-    assert asked == [*cells, cells[1]]
+    assert started == [*cells, cells[1]]
     assert path.read_text() == text and again[cells[1]] == first[cells[1]]
 
 
 @pytest.mark.slow
-def test_processes_give_what_the_loop_gives(tmp_path: Path) -> None:
+def test_parallel_processes_give_the_same_results(tmp_path: Path) -> None:
     cells = [replace(SMALL, seed=seed, horizon=64) for seed in (1, 2)]
     alone = convex.run_missing(tmp_path / "alone.csv", cells, jobs=1)
     assert convex.run_missing(tmp_path / "both.csv", cells, jobs=2) == alone
@@ -256,15 +254,15 @@ def test_the_command_writes_runs_tables_and_figures_and_runs_nothing_twice(
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(convex, "GRID", (0.1,))
     only = ["problem=least_squares", "attack=none", "attack=little", "rule=cwmed"]
-    asked = {"seeds": [1, 2], "replies": 64, "only": [*only, "optimizer=mu2"]}
-    convex.main(tmp_path, **asked)
+    options = {"seeds": [1, 2], "replies": 64, "only": [*only, "optimizer=mu2"]}
+    convex.main(tmp_path, **options)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         "convex.csv", "convex_steps.csv", "convex_summary.csv", "convex_summary.md",
         "convex_least_squares_none.png", "convex_least_squares_little.png",
     }  # fmt: skip
     monkeypatch.setattr(convex, "run", lambda cell: pytest.fail(f"{cell} was run twice"))
-    convex.main(tmp_path, **asked)
+    convex.main(tmp_path, **options)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ APPS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Flower's line of every round of every run would drown a failure."""
+    """Silence Flower's log, which would hide a failure."""
     logger = logging.getLogger("flwr")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -40,14 +40,14 @@ def _quiet() -> Iterator[None]:
 
 
 @lru_cache
-def printed(name: str, strategy: str, liars: int) -> str:
-    """Return what a run of an app printed."""
-    return dropin.run(name, strategy, liars, SEED, num_server_rounds=ROUNDS[name])
+def printed(name: str, strategy: str, byzantine: int) -> str:
+    """Return the output of a run of an app."""
+    return dropin.run(name, strategy, byzantine, SEED, num_server_rounds=ROUNDS[name])
 
 
-def late(name: str, strategy: str, liars: int) -> float:
-    """Return the median accuracy of the last rounds: with stale replies single ones swing."""
-    return float(np.median(dropin.accuracies(printed(name, strategy, liars))[-5:]))
+def late(name: str, strategy: str, byzantine: int) -> float:
+    """Return the median accuracy of the last rounds: with stale replies single ones fluctuate."""
+    return float(np.median(dropin.accuracies(printed(name, strategy, byzantine))[-5:]))
 
 
 @APPS
@@ -58,25 +58,25 @@ def test_without_liars_async_is_about_as_good_as_fedavg(name: str) -> None:
 
 @APPS
 def test_with_four_liars_of_ten_async_is_about_as_good_as_fedavg_without(name: str) -> None:
-    assert late(name, "async", dropin.LIARS) > late(name, "fedavg", 0) - 0.05
+    assert late(name, "async", dropin.BYZANTINE) > late(name, "fedavg", 0) - 0.05
 
 
 @APPS
 def test_the_same_liars_ruin_fedavg(name: str) -> None:
-    assert late(name, "fedavg", dropin.LIARS) < 0.2
+    assert late(name, "fedavg", dropin.BYZANTINE) < 0.2
 
 
 @APPS
 def test_the_same_liars_cost_fedmedian_something_and_do_not_ruin_it(name: str) -> None:
-    robbed = late(name, "fedmedian", dropin.LIARS)
-    assert 0.6 < robbed < late(name, "fedmedian", 0)
+    attacked = late(name, "fedmedian", dropin.BYZANTINE)
+    assert 0.6 < attacked < late(name, "fedmedian", 0)
 
 
 @APPS
 @pytest.mark.parametrize("strategy", ["fedavg", "async"])
 def test_a_result_is_printed_as_flower_prints_it(name: str, strategy: str) -> None:
-    told = printed(name, strategy, 0)
-    parts = re.split(r"^(.+ Metrics|Global Arrays):$", told, flags=re.M)[1:]
+    output = printed(name, strategy, 0)
+    parts = re.split(r"^(.+ Metrics|Global Arrays):$", output, flags=re.M)[1:]
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     rounds = {
         title: [int(k) for k in re.findall(r"(\d+): {", text)] for title, text in sections.items()
@@ -84,15 +84,15 @@ def test_a_result_is_printed_as_flower_prints_it(name: str, strategy: str) -> No
     assert rounds["ServerApp-side Evaluate Metrics"] == list(range(ROUNDS[name] + 1))
     assert rounds["Aggregated ClientApp-side Train Metrics"] == list(range(1, ROUNDS[name] + 1))
     assert rounds["Aggregated ClientApp-side Evaluate Metrics"] == list(range(1, ROUNDS[name] + 1))
-    assert "num-examples" not in told
+    assert "num-examples" not in output
     # Metrics that are lists of floats come out as lists.
-    assert len(re.findall(r"'loss_[a-z_]+': \"\['", told)) == ROUNDS[name]
+    assert len(re.findall(r"'loss_[a-z_]+': \"\['", output)) == ROUNDS[name]
 
 
 def test_a_pytorch_model_is_saved_with_its_integer_buffers(tmp_path: Path) -> None:
     path = tmp_path / "final.pt"
-    told = dropin.run("dropin_torch", "async", 0, SEED, num_server_rounds=2, save_to=str(path))
-    assert f"The final model is in {path}." in told
+    output = dropin.run("dropin_torch", "async", 0, SEED, num_server_rounds=2, save_to=str(path))
+    assert f"The final model is in {path}." in output
     saved = torch.load(path, weights_only=True)
     from dropin_torch.task import Net  # on the path since the app was loaded
 
@@ -100,7 +100,7 @@ def test_a_pytorch_model_is_saved_with_its_integer_buffers(tmp_path: Path) -> No
     assert {k: (v.shape, v.dtype) for k, v in saved.items()} == {
         k: (v.shape, v.dtype) for k, v in fresh.items()
     }
-    # 2 epochs of 3 batches a reply: a count that a node sent, never an average.
+    # 2 epochs of 3 batches per reply: the count of some node, never an average.
     assert int(saved["norm1.num_batches_tracked"]) in {6, 12}
     assert float(saved["norm1.running_var"].min()) > 0
     Net().load_state_dict(saved)
@@ -131,7 +131,7 @@ def test_a_client_on_numpy_imports_no_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
 
 
-def test_the_clients_know_nothing_of_this_package() -> None:
+def test_the_clients_do_not_use_this_package() -> None:
     for name in dropin.APPS:
         for module in ("client_app", "task"):
             text = (dropin.folder_of(name) / name / f"{module}.py").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One faulty client harms no run; what docs/faults.md says is proved by tests that exist."""
+"""One faulty client harms no run; the tests named in docs/faults.md exist."""
 
 import re
 from pathlib import Path
@@ -11,33 +11,33 @@ from tests.wire.zoo import USABLE, ZOO
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
 ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
-PROVED = [row for row in ROWS if "::" in row[-1]]
+DOCUMENTED = [row for row in ROWS if "::" in row[-1]]
 
 
 @pytest.mark.parametrize("fault", [*faults.OTHERS, *faults.SPOILS])
 def test_no_fault_of_one_client_harms_a_run(fault: str) -> None:
-    said = faults.outcome(faults.STRATEGIES["AsyncRobust"](), fault, 12)
-    assert said.startswith("unharmed") and "but" not in said
-    # The first round waits for every founder; nothing else takes longer than usual.
-    assert "a round" not in said or fault == "silent for ever"
-    [told] = [row[1] for row in PROVED if row[0] == fault] or [""]
-    for reason in re.findall(r"`([A-Z_]+)`", said):
-        assert f"`{reason}`" in told
+    outcome = faults.outcome(faults.STRATEGIES["AsyncRobust"](), fault, 12)
+    assert outcome.startswith("unharmed") and "but" not in outcome
+    # The first round waits for all initial nodes; no other takes longer than usual.
+    assert "a round" not in outcome or fault == "silent for ever"
+    [documented] = [row[1] for row in DOCUMENTED if row[0] == fault] or [""]
+    for reason in re.findall(r"`([A-Z_]+)`", outcome):
+        assert f"`{reason}`" in documented
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "outcome"),
     [
         ("NaN", "poisoned: NaN"),
         ("wrong shape", "ends: ValueError"),
         ("another set of metric keys", "ends: InconsistentMessageReplies"),
     ],
 )
-def test_the_same_faults_do_harm_where_nobody_checks(fault: str, said: str) -> None:
-    assert faults.outcome(faults.STRATEGIES["FedAvg"](), fault, 2) == said
+def test_the_same_faults_harm_a_strategy_without_checks(fault: str, outcome: str) -> None:
+    assert faults.outcome(faults.STRATEGIES["FedAvg"](), fault, 2) == outcome
 
 
-@pytest.mark.parametrize("row", PROVED, ids=lambda row: row[0])
+@pytest.mark.parametrize("row", DOCUMENTED, ids=lambda row: row[0])
 def test_a_fault_in_the_docs_names_a_test_that_exists(row: list[str]) -> None:
     name = re.fullmatch(r"`([\w/]+\.py)::(\w+)(?:\[(.+)\])?`", row[-1])
     assert name is not None
@@ -47,5 +47,5 @@ def test_a_fault_in_the_docs_names_a_test_that_exists(row: list[str]) -> None:
 
 
 def test_every_fault_that_is_measured_is_in_the_docs() -> None:
-    assert {row[0] for row in PROVED if len(row) == 6} == {*faults.OTHERS[1:], *faults.SPOILS}
-    assert len(PROVED) > 35
+    assert {row[0] for row in DOCUMENTED if len(row) == 6} == {*faults.OTHERS[1:], *faults.SPOILS}
+    assert len(DOCUMENTED) > 35

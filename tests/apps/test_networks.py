@@ -1,4 +1,4 @@
-"""The networks for images, and what is done to images before they are used."""
+"""The networks for images, and their augmentation."""
 
 import numpy as np
 import pytest
@@ -20,10 +20,12 @@ def test_pixels_are_scaled_to_one_and_standardised_by_channel(channels: int, see
     pixels = torch.tensor(draw.integers(0, 256, (6, channels, 5, 4), dtype=np.uint8))
     scaled = pixels.double() / 255
     mean, deviation = scaled.mean(dim=(0, 2, 3)), scaled.std(dim=(0, 2, 3))
-    given_ = Standardise(tuple(mean.tolist()), tuple(deviation.tolist()))(pixels)
-    assert given_.dtype == torch.float32 and given_.shape == pixels.shape
-    torch.testing.assert_close(given_.mean(dim=(0, 2, 3)), torch.zeros(channels), atol=1e-5, rtol=0)
-    torch.testing.assert_close(given_.std(dim=(0, 2, 3)), torch.ones(channels))
+    scaled_pixels = Standardise(tuple(mean.tolist()), tuple(deviation.tolist()))(pixels)
+    assert scaled_pixels.dtype == torch.float32 and scaled_pixels.shape == pixels.shape
+    torch.testing.assert_close(
+        scaled_pixels.mean(dim=(0, 2, 3)), torch.zeros(channels), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(scaled_pixels.std(dim=(0, 2, 3)), torch.ones(channels))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_the_cnn_is_the_paper_s_network(name: str, shape: tuple[int, ...], param
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
-def test_what_a_network_for_images_sends_is_its_parameters_and_batch_norm_s_buffers(
+def test_a_network_for_images_sends_its_parameters_and_batch_norm_s_buffers(
     name: str,
 ) -> None:
     expected = {"cnn": {"running_mean", "running_var", "num_batches_tracked"}, "mlp": set()}
@@ -65,22 +67,22 @@ def test_what_a_network_for_images_sends_is_its_parameters_and_batch_norm_s_buff
 
 
 def variants(image: Tensor) -> list[Tensor]:
-    """Every shift by up to two pixels with black moving in, and the mirror image of each."""
+    """All shifts by up to two pixels, padded with black, and the mirror image of each."""
     _, height, width = image.shape
-    made = []
+    images = []
     for down in range(-2, 3):
         for right in range(-2, 3):
             moved = torch.zeros_like(image)
             for y in range(max(0, -down), min(height, height - down)):
                 for x in range(max(0, -right), min(width, width - right)):
                     moved[:, y, x] = image[:, y + down, x + right]
-            made += [moved, moved.flip(2)]
-    return made
+            images += [moved, moved.flip(2)]
+    return images
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.sampled_from([(1, 5, 5), (3, 4, 6)]))
 @settings(max_examples=15, deadline=None)
-def test_augmentation_shifts_and_mirrors_and_follows_from_the_generator(
+def test_augmentation_shifts_and_mirrors_as_the_generator_decides(
     seed: int, n: int, shape: tuple[int, ...]
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +98,7 @@ def test_augmentation_shifts_and_mirrors_and_follows_from_the_generator(
     assert torch.equal(crop_and_flip(images, generator), changed)
 
 
-def test_augmentation_gives_each_image_its_own_of_all_fifty_changes() -> None:
+def test_augmentation_draws_all_fifty_changes_equally_often() -> None:
     image = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 5, 5)
     changed = crop_and_flip(image.expand(2_000, 1, 5, 5), torch.Generator().manual_seed(0))
     counts = torch.tensor([int((changed == v).flatten(1).all(1).sum()) for v in variants(image)])

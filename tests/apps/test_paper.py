@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from flwr.app import ArrayRecord
 from apps.paper import __main__ as command
 from apps.paper import run
 from apps.paper.cells import Cell
-from apps.paper.figures import FIGURES, cells_of, narrowed
+from apps.paper.figures import FIGURES, cells_of, filtered
 from apps.paper.jobs import Job, run_all
 from apps.paper.nodes import Stream
 from apps.paper.plain import plain, weighted_median
 from apps.paper.results import Results
-from apps.paper.run import AfterFirstPass, Evaluation
+from apps.paper.run import SkipFirstStep
 from flwr_byzasync import ConfigError
 from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.optimizers import SGD
@@ -65,12 +64,12 @@ def final_arrays(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch
 def test_the_strategy_and_a_plain_loop_end_with_the_same_bits(
     model: str, arrivals: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Written apart: no Flower, no table, no strategy, and a sort for the median.
+    # Independent code: no Flower, no table, no strategy, and a median by sorting.
     cell = replace(CELL, model=model, arrivals=arrivals, attack=attack, replies=200)
-    told = final_arrays(cell, monkeypatch)
+    arrays = final_arrays(cell, monkeypatch)
     expected = plain(cell).arrays
-    assert set(told) == set(expected)
-    assert all(torch.equal(told[name], value) for name, value in expected.items())
+    assert set(arrays) == set(expected)
+    assert all(torch.equal(arrays[name], value) for name, value in expected.items())
 
 
 def test_the_plain_loops_median_is_the_packages() -> None:
@@ -98,10 +97,10 @@ def test_a_cell_gives_the_same_numbers_twice(rule: str, attack: str, optimizer: 
     assert [e.final for e in first] == [False, False, False, True]
 
 
-def test_a_cell_whose_nodes_all_diverge_ends_and_says_after_how_many_replies() -> None:
+def test_a_cell_whose_nodes_all_diverge_ends_and_reports_its_replies() -> None:
     cell = replace(CELL, rule="mean", attack="huge_norm", lr=1e10, model="mlp-bn")
-    found = run.run(cell)
-    assert found[-1].final and found[-1].reply < 60 and found[-1].accuracy < 0.5
+    evaluations = run.run(cell)
+    assert evaluations[-1].final and evaluations[-1].reply < 60 and evaluations[-1].accuracy < 0.5
 
 
 @pytest.mark.slow
@@ -118,14 +117,14 @@ def test_each_arrival_takes_the_next_batch_and_each_epoch_another_order() -> Non
     batches = []
     for node in order:
         batches.append(stream.batch(node, counts[node]))
-        assert torch.equal(batches[-1], stream.batch(node, counts[node]))  # asked twice by μ²
+        assert torch.equal(batches[-1], stream.batch(node, counts[node]))  # needed twice by μ²
         counts[node] += 1
     assert sorted(torch.cat(batches[:4]).tolist()) == list(range(8))
     assert torch.cat(batches[4:]).tolist() != torch.cat(batches[:2]).tolist()
 
 
-def test_the_first_direction_passes_without_a_step() -> None:
-    optimizer = AfterFirstPass(SGD(lr=1.0))
+def test_the_first_direction_makes_no_step() -> None:
+    optimizer = SkipFirstStep(SGD(lr=1.0))
     state = optimizer.init(torch.zeros(1))
     state = optimizer.step(state, torch.ones(1))
     assert (state.x.item(), state.step) == (0.0, 0)
@@ -137,7 +136,7 @@ def test_the_first_direction_passes_without_a_step() -> None:
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_a_figures_cells_are_told_apart_by_their_names(figure: str) -> None:
+def test_the_cells_of_a_figure_have_different_names(figure: str) -> None:
     cells = cells_of(figure, [1, 2, 3])
     assert len({cell.name for cell in cells}) == len(cells) > 0
     assert {cell.seed for cell in cells} == {1, 2, 3}
@@ -145,9 +144,9 @@ def test_a_figures_cells_are_told_apart_by_their_names(figure: str) -> None:
     assert {c.byz_fraction for c in cells if c.attack != "label_flip"} == {0.4}
 
 
-def test_cells_are_narrowed_by_any_key_and_several_values_are_or() -> None:
+def test_cells_are_filtered_by_any_key_and_several_values_are_or() -> None:
     cells = cells_of("fig2", [1, 2, 3])
-    kept = narrowed(cells, ["rule=cwmed", "attack=sign_flip", "seed=1", "seed=3"])
+    kept = filtered(cells, ["rule=cwmed", "attack=sign_flip", "seed=1", "seed=3"])
     assert [(c.rule, c.attack, c.seed) for c in kept] == [
         ("cwmed", "sign_flip", 1),
         ("cwmed", "sign_flip", 3),
@@ -155,9 +154,9 @@ def test_cells_are_narrowed_by_any_key_and_several_values_are_or() -> None:
 
 
 @pytest.mark.parametrize("only", ["rule=krumm", "colour=red", "rule", "rule=", "seed=9"])
-def test_what_names_no_cell_is_refused_with_what_does(only: str) -> None:
+def test_a_filter_without_matches_is_refused_with_the_legal_values(only: str) -> None:
     with pytest.raises(ConfigError, match="must be"):
-        narrowed(cells_of("fig2", [1]), [only])
+        filtered(cells_of("fig2", [1]), [only])
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -167,7 +166,7 @@ COMMAND = [*COMMON, "--only", "rule=cwmed", "rule=mean", "attack=sign_flip", "--
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["fig9", "--out", "OUT"], "fig2"),
         (["fig2", "--out", "OUT", "--dataset", "imagenet"], "fashion-mnist"),
@@ -193,7 +192,7 @@ COMMAND = [*COMMON, "--only", "rule=cwmed", "rule=mean", "attack=sign_flip", "--
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2_and_nothing_is_written(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     try:
@@ -202,7 +201,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2_and_nothing_is_written(
         code = int(stopped.code or 0)
     printed = capsys.readouterr()
     assert code == 2 and printed.out == ""
-    assert said in printed.err and len(printed.err.strip().splitlines()) == 1
+    assert expected in printed.err and len(printed.err.strip().splitlines()) == 1
     assert not out.exists()
 
 
@@ -214,7 +213,7 @@ def test_list_prints_the_cells_with_their_settings(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
+def test_the_command_runs_cells_in_processes_and_resumes_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -227,9 +226,9 @@ def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
     ]
     # Another process, two at a time: the same bits as here.
     planned = command.cells_from(command.parser().parse_args(arguments))
-    cell = narrowed(planned, ["rule=cwmed", "attack=sign_flip"])[0]
-    mine = [e["accuracy"] for e in lines if e["cell"] == cell.name]
-    assert mine == [evaluation.accuracy for evaluation in run.run(cell)]
+    cell = filtered(planned, ["rule=cwmed", "attack=sign_flip"])[0]
+    accuracies = [e["accuracy"] for e in lines if e["cell"] == cell.name]
+    assert accuracies == [evaluation.accuracy for evaluation in run.run(cell)]
     with (out / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["rule"], row["seeds"], row["deviation"]) for row in rows] == [
@@ -237,7 +236,7 @@ def test_the_command_runs_cells_in_processes_and_goes_on_where_it_stopped(
     ]
     assert (out / "fig2.png").read_bytes().startswith(b"\x89PNG")
 
-    # A line cut off, as by a power failure, costs its cell and no other.
+    # An incomplete line, as after a power failure, costs only its cell.
     (out / "results.jsonl").write_text(text[:-30])
     cut = lines[-1]["rule"]
     again: list[Cell] = []
@@ -271,9 +270,9 @@ def test_an_interrupted_reproduction_loses_at_most_the_cells_in_progress(tmp_pat
     while not (results.exists() and results.read_text().count('"final": true') > 1):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: to the workers too
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 1 and "goes on" in said and "Traceback" not in said
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does, to the workers too
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 1 and "goes on" in printed and "Traceback" not in printed
     cells = cells_of("fig2", range(1, 10), "digits", replies=40, evaluate_every=20)  # type: ignore[arg-type]
     left = Results(tmp_path).unfinished(cells)
     assert len(cells) - len(left) == results.read_text().count('"final": true')
@@ -288,52 +287,10 @@ def test_a_cell_that_fails_does_not_end_the_others(
     assert "FAILED" in capsys.readouterr().err
     todo = [Job(replace(CELL, batch_size=size)) for size in (100_000, 16)]
     assert not run_all(todo, Results(tmp_path), jobs=1)
-    assert [line["batch_size"] for line in Results(tmp_path).lines()] == [16] * 4
+    assert [line["batch_size"] for line in Results(tmp_path).entries()] == [16] * 4
 
 
-def test_a_cell_that_was_run_twice_counts_once(tmp_path: Path) -> None:
-    results = Results(tmp_path)
-    for accuracy in (0.1, 0.2):
-        results.add(CELL, [Evaluation(0, 0.0, 1.0, 1.0), Evaluation(60, accuracy, 1.0, 1.0, True)])
-    assert [line["accuracy"] for line in results.lines()] == [0.0, 0.2]
-    (row,) = results.summarise()
-    assert (row["seeds"], row["accuracy"]) == (1, 0.2)
-    assert len(cells_of("fig2", [1, 1])) == len(cells_of("fig2", [1]))
-
-
-def test_lines_of_other_versions_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
-    results = Results(tmp_path)
-    path = tmp_path / "results.jsonl"
-    results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(20, 0.2, 1.0, 1.0)])  # cut off
-    path.write_bytes(path.read_bytes() + b'{"cell": "old", "final": true}\n\xff\xfe\n[1]\n"half')
-    results.add(CELL, [Evaluation(0, 0.1, 1.0, 1.0), Evaluation(60, 0.3, 1.0, 1.0, True)])
-    assert [line["reply"] for line in results.lines()] == [0, 60]
-    assert results.unfinished([CELL]) == []
-
-
-def test_several_commands_may_write_into_one_folder(tmp_path: Path) -> None:
-    cells = [replace(CELL, seed=seed) for seed in range(40)]
-
-    def add(part: list[Cell]) -> None:
-        for cell in part:
-            Results(tmp_path).add(cell, [Evaluation(60, 0.5, 1.0, 1.0, True)])
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add, [cells[k::4] for k in range(4)]))
-    assert Results(tmp_path).unfinished(cells) == []
-
-
-def test_the_plain_loop_refuses_what_it_does_not_do() -> None:
+def test_the_plain_loop_refuses_other_algorithms() -> None:
     for changes in ({"rule": "gm"}, {"optimizer": "sgd"}, {"attack": "little"}):
         with pytest.raises(ConfigError, match="w-CWMed"):
             plain(replace(CELL, **changes))
-
-
-def test_a_summary_gives_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
-    results = Results(tmp_path)
-    for seed, accuracy in ((1, 0.5), (2, 0.7), (3, 0.9)):
-        cell = replace(CELL, seed=seed)
-        results.add(cell, [Evaluation(60, accuracy, float("inf"), 1.0, final=True)])
-    (row,) = results.summarise()
-    assert (row["seeds"], row["accuracy"], row["deviation"]) == (3, 0.7, 0.2)
-    assert all(line["loss"] is None for line in results.lines())

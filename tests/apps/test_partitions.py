@@ -1,4 +1,4 @@
-"""How examples fall to nodes."""
+"""Partitions of the examples among the nodes."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TEXTS = st.just("iid") | ALPHAS | st.floats(0.01, 10).map(lambda a: f"dirichlet(
 
 
 @given(labelled(), TEXTS, st.integers(0, 2**63 - 1))
-def test_every_example_falls_to_exactly_one_node_and_every_node_has_one(
+def test_every_example_belongs_to_one_node_and_every_node_has_one(
     data: tuple[Tensor, int], text: str, seed: int
 ) -> None:
     labels, nodes = data
@@ -52,7 +52,7 @@ def test_shares_of_a_class_vary_as_the_dirichlet_distribution_does(alpha: float)
     assert drawn.var() == pytest.approx(0.09 / (10 * alpha + 1), rel=0.15)
 
 
-def test_the_ends_of_alpha_are_even_shares_and_one_node_a_class() -> None:
+def test_extreme_alphas_give_even_shares_or_one_node_per_class() -> None:
     assert (shares("dirichlet(1e9)", seed=1) - 0.1).abs().max() <= 0.002
     assert (shares("dirichlet(1e-9)", seed=1).max(dim=0).values > 0.99).all()
 

@@ -1,4 +1,4 @@
-"""The sensitivity study: what is in it, that it separates rules, and that it goes on."""
+"""The sensitivity study: its cells, its command, resuming and tables."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from apps.paper.nodes import batches_of
 from apps.paper.results import Results
 from apps.paper.sensitivity_report import Grid, markdown
 from flwr_byzasync import ConfigError, aggregators, attacks
-from flwr_byzasync.simulation.arrivals import PaperArrivals
+from flwr_byzasync.simulation import PaperArrivals
 
 STRONG = "sign_flip(scale=4)"
 WORDS = ["--rules", "mean", "cwmed", "--attacks", STRONG, "zero", "--partitions", "iid"]
@@ -23,7 +23,7 @@ WORDS = ["--rules", "mean", "cwmed", "--attacks", STRONG, "zero", "--partitions"
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
-    """Cells are run in this process, and listed."""
+    """Run cells in this process, and return their list."""
     cells: list[Cell] = []
 
     def run_here(todo: list[Job], results: Results, jobs: int, finished: int) -> bool:
@@ -42,10 +42,10 @@ def study(out: Path, *words: str, replies: int = 200) -> int:
     )
 
 
-# --- what is in it --------------------------------------------------------------------------
+# --- its cells -----------------------------------------------------------------------------
 
 
-def test_every_rule_is_in_the_study_and_those_with_a_base_are_over_the_median() -> None:
+def test_every_rule_is_in_the_study_and_meta_rules_are_over_the_median() -> None:
     rules = sensitivity.all_rules()
     assert {rule.split("(")[0].removesuffix("-unweighted") for rule in rules} == set(
         aggregators.discover()
@@ -53,19 +53,19 @@ def test_every_rule_is_in_the_study_and_those_with_a_base_are_over_the_median() 
     assert rules[0] == "mean" and "ctma(cwmed)" in rules and len(set(rules)) == len(rules)
 
 
-def test_every_attack_is_in_it_but_those_on_time_and_those_that_no_server_accepts() -> None:
+def test_every_attack_is_in_the_study_except_delays_and_values_that_are_not_finite() -> None:
     listed = {attack.split("(")[0] for attack in sensitivity.all_attacks()}
     assert set(attacks.discover()) - listed == {"flood", "slow_down", "inf", "nan"}
 
 
 @pytest.mark.parametrize("rule", sensitivity.all_rules())
-def test_no_rule_trusts_a_liar(rule: str) -> None:
+def test_no_rule_trusts_a_byzantine_node(rule: str) -> None:
     cell = sensitivity.cell_of(rule, NO_ATTACK, "iid", seed=1, replies=100)
-    built = aggregators.build(rule, cell.chosen_told)
+    built = aggregators.build(rule, cell.rule_fraction)
     assert all(row >= cell.byzantine for row in getattr(built, "trusted", ()))
 
 
-def test_the_liars_share_is_lambda_and_at_no_step_more_than_rules_are_told() -> None:
+def test_the_byzantine_share_is_lambda_and_never_exceeds_that_of_the_rules() -> None:
     cell = sensitivity.cell_of("mean", NO_ATTACK, "iid", seed=1, replies=400)
     order = run.arrivals_of(cell).order(cell.replies)
     assert isinstance(run.arrivals_of(cell), PaperArrivals) and sorted(order[:9]) == list(range(9))
@@ -73,17 +73,21 @@ def test_the_liars_share_is_lambda_and_at_no_step_more_than_rules_are_told() -> 
         sum(node < cell.byzantine for node in order[:count]) / count
         for count in range(cell.nodes, cell.replies + 1)
     ]
-    assert max(shares) <= cell.chosen_told and shares[-1] == pytest.approx(0.4, abs=0.003)
+    assert max(shares) <= cell.rule_fraction and shares[-1] == pytest.approx(0.4, abs=0.003)
 
 
-def test_a_rule_is_told_the_largest_share_that_it_takes() -> None:
-    assert sensitivity.told("cwmed") == sensitivity.told("ctma(cwmed)") == 0.45
+def test_a_rule_gets_the_largest_share_that_it_accepts() -> None:
+    assert (
+        sensitivity.accepted_fraction("cwmed")
+        == sensitivity.accepted_fraction("ctma(cwmed)")
+        == 0.45
+    )
     with pytest.raises(ConfigError, match="krumm"):
-        sensitivity.told("krumm")
+        sensitivity.accepted_fraction("krumm")
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet(0.5)"])
-def test_nodes_train_on_examples_of_their_own(partition: str) -> None:
+def test_nodes_train_on_separate_examples(partition: str) -> None:
     cell = sensitivity.cell_of("mean", NO_ATTACK, partition, seed=1, replies=100)
     batches = batches_of(cell, torch.arange(900) % 10, order=())
     drawn = [
@@ -91,7 +95,7 @@ def test_nodes_train_on_examples_of_their_own(partition: str) -> None:
         for node in range(cell.nodes)
     ]
     assert sum(len(own) for own in drawn) == len(set().union(*drawn)) > 400
-    assert torch.equal(batches.batch(0, 7), batches.batch(0, 7))  # asked twice by μ²
+    assert torch.equal(batches.batch(0, 7), batches.batch(0, 7))  # needed twice by μ²
     assert not torch.equal(batches.batch(0, 7), batches.batch(0, 8))
 
 
@@ -99,7 +103,7 @@ def test_nodes_train_on_examples_of_their_own(partition: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_strong_attack_ruins_the_mean_and_not_the_median_and_the_study_goes_on(
+def test_a_strong_attack_ruins_the_mean_and_not_the_median_and_the_study_resumes(
     tmp_path: Path, ran: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study(tmp_path) == 0
@@ -129,7 +133,7 @@ def test_a_strong_attack_ruins_the_mean_and_not_the_median_and_the_study_goes_on
     assert "6 of 8 cells" in capsys.readouterr().out
 
 
-def test_show_where_nothing_is_finished_says_so(
+def test_show_reports_that_no_cell_is_finished(
     tmp_path: Path, ran: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study(tmp_path, "--show") == 1 and not ran
@@ -137,7 +141,7 @@ def test_show_where_nothing_is_finished_says_so(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--rules", "krumm"], "krumm"),
         (["--rules", "ctma"], "ctma"),
@@ -151,12 +155,12 @@ def test_show_where_nothing_is_finished_says_so(
     ],
 )
 def test_a_wrong_setting_is_one_line_and_nothing_is_written(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert study(out, *words) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and said in printed.err and len(printed.err.splitlines()) == 1
+    assert printed.out == "" and expected in printed.err and len(printed.err.splitlines()) == 1
     assert not out.exists()
 
 
@@ -165,7 +169,7 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(
 CELL = sensitivity.cell_of("mean", NO_ATTACK, "dirichlet(0.5)", seed=1, replies=400)
 GRID = Grid(
     setting={**vars(CELL), "seeds": 2},
-    told={"mean": 0.45, "bulyan": 0.24, "gm": 0.45},
+    fractions={"mean": 0.45, "bulyan": 0.24, "gm": 0.45},
     attacks=("little", "zero"),
     accuracy={
         ("mean", NO_ATTACK): 0.9,
@@ -175,11 +179,11 @@ GRID = Grid(
         ("bulyan", "zero"): 0.6,
         ("gm", NO_ATTACK): 0.92,
     },
-    asked=9,
+    total=9,
 )
 
 
-def test_a_table_has_the_constant_the_worst_attack_the_cost_and_a_mark_where_less_was_told() -> (
+def test_a_table_has_the_constant_the_worst_attack_the_cost_and_a_mark_for_a_smaller_share() -> (
     None
 ):
     lines = markdown([GRID]).splitlines()
@@ -196,12 +200,12 @@ def test_a_heat_map_begins_with_clean_accuracy_and_ends_with_the_worst(tmp_path:
     values = heatmap.matrix_of(GRID)
     assert values[1].tolist() == [0.9, 0.1, 0.8, 0.1]
     assert values[0, [0, 2, 3]].tolist() == [0.75, 0.6, 0.6]
-    assert int((values != values).sum()) == 1 + 3  # what is not finished stays empty
+    assert int((values != values).sum()) == 1 + 3  # unfinished cells stay empty
     heatmap.draw(GRID, tmp_path / heatmap.name_of(GRID))
     assert (tmp_path / "sensitivity-dirichlet-0.5.png").stat().st_size > 10_000
 
 
-def test_cells_without_the_newer_settings_are_known_by_the_name_they_had() -> None:
+def test_cells_without_the_added_fields_keep_their_name() -> None:
     old = replace(CELL, partition="shared", told=-1.0)
     assert (
         old.name == "2ac8b27a2948" and len({old.name, CELL.name, replace(old, told=0.45).name}) == 3

@@ -1,7 +1,6 @@
-"""The reference app's data sets, on small made-up files."""
+"""The reference app's data sets, on small generated files."""
 
 import gzip
-import hashlib
 import os
 import pickle
 import tomllib
@@ -22,57 +21,12 @@ from apps.train.settings import Settings
 from apps.train.tasks import discover
 from apps.train.tasks.augmentation import crop_and_flip
 from flwr_byzasync import ConfigError, Query
+from tests.apps.image_files import IDX, NAMES, PARTS, idx_arrays, idx_bytes, write_cifar, write_idx
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"][
     "app"
 ]["config"]
-IDX = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-PARTS = {"train": 40, "t10k": 12}
-NAMES = [f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def idx_arrays() -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(0)
-    arrays = {}
-    for part, n in PARTS.items():
-        arrays[f"{part}-images-idx3-ubyte"] = draw.integers(0, 256, (n, 28, 28))
-        arrays[f"{part}-labels-idx1-ubyte"] = draw.permutation(np.arange(n) % 10)
-    return arrays
-
-
-def write_idx(folder: Path, packed: bool = True) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in idx_arrays().items():
-        data = idx_bytes(array)
-        path, data = (f"{name}.gz", gzip.compress(data)) if packed else (name, data)
-        (folder / path).write_bytes(data)
-
-
-def write_cifar(root: Path, patch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """Write pickled batches as the original has them, and make torchvision take their checksums."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    written, sums = {}, {}
-    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"):
-        images = draw.integers(0, 256, (8, 3072), dtype=np.uint8)
-        labels = draw.integers(0, 10, 8).tolist()
-        batch: dict[str, Any] = {"data": images, "labels": labels}
-        content = pickle.dumps({"label_names": list("abcdefghij")} if "." in name else batch)
-        (folder / name).write_bytes(content)
-        written[name], sums[name] = (images, labels), hashlib.md5(content).hexdigest()
-    training = [[name, sums[name]] for name in written if name.startswith("data")]
-    patch.setattr(datasets.CIFAR10, "train_list", training)
-    patch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    meta = {**datasets.CIFAR10.meta, "md5": sums["batches.meta"]}
-    patch.setattr(datasets.CIFAR10, "meta", meta)
-    return written
 
 
 def below(folder: Path) -> dict[str, bytes]:
@@ -99,7 +53,7 @@ def test_idx_files_are_read_packed_or_not_from_either_folder_and_nothing_is_writ
 
 
 @pytest.mark.parametrize("name", IDX)
-def test_idx_files_say_to_us_what_they_say_to_torchvision(name: str, tmp_path: Path) -> None:
+def test_idx_files_are_read_as_by_torchvision(name: str, tmp_path: Path) -> None:
     write_idx(tmp_path / IDX[name] / "raw", packed=False)
     for train, split in zip((True, False), discover()[name].load(str(tmp_path)), strict=True):
         theirs = getattr(datasets, IDX[name])(tmp_path, train=train)
@@ -111,15 +65,15 @@ def test_idx_files_say_to_us_what_they_say_to_torchvision(name: str, tmp_path: P
 def test_missing_files_are_named_with_the_way_to_get_them(name: str, tmp_path: Path) -> None:
     task = discover()[name]
     for data_dir in ("", str(tmp_path)):
-        for look in (task.check, task.load):
+        for call in (task.check, task.load):
             with pytest.raises(ConfigError, match=r"^data-dir=.*download=true") as refused:
-                look(data_dir)
+                call(data_dir)
             assert task.files is not None
             assert all(f in str(refused.value) for f in (*task.files.names, *task.files.folders))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_s_own_folder_comes_before_files_beside_it(tmp_path: Path) -> None:
+def test_a_data_set_s_own_folder_takes_precedence_over_files_beside_it(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / f"{NAMES[0]}.gz").write_bytes(b"images of another data set")
     write_idx(tmp_path / "MNIST" / "raw")
@@ -166,14 +120,14 @@ def test_a_damaged_idx_file_is_refused_by_name(
         discover()["mnist"].load(str(tmp_path))
 
 
-def test_as_many_labels_as_images_are_wanted(tmp_path: Path) -> None:
+def test_as_many_labels_as_images_are_required(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / f"{NAMES[1]}.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(39))))
     with pytest.raises(ConfigError, match="as many images as labels"):
         discover()["mnist"].load(str(tmp_path))
 
 
-def test_files_are_downloaded_only_when_asked_and_only_when_missing(
+def test_files_are_downloaded_only_if_allowed_and_only_if_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -258,7 +212,7 @@ def test_a_batch_of_one_is_refused_with_the_cnn(tmp_path: Path) -> None:
         Settings.of(run_config(tmp_path, dataset="mnist", model="cnn", batch_size=1))
 
 
-def asked(model: nn.Module, config: dict[str, Any], seed: int) -> Query:
+def query_of(model: nn.Module, config: dict[str, Any], seed: int) -> Query:
     context = Context(1, 2, {"partition-id": 1, "num-partitions": 2}, RecordDict(), config)
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     generator = torch.Generator().manual_seed(seed)
@@ -266,7 +220,7 @@ def asked(model: nn.Module, config: dict[str, Any], seed: int) -> Query:
     return Query(parameters, buffers, generator, context, {})
 
 
-def test_a_gradient_is_taken_on_augmented_images_the_same_whenever_it_is_asked(
+def test_a_gradient_on_augmented_images_is_reproducible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cifar(tmp_path, monkeypatch)
@@ -274,13 +228,13 @@ def test_a_gradient_is_taken_on_augmented_images_the_same_whenever_it_is_asked(
         tmp_path, dataset="cifar10", model="cnn", attack="none", batch_size=6, partition="iid"
     )
     model = discover()["cifar10"].make_model("cnn", config["seed"])
-    answer, again = (gradient(asked(model, config, seed=3)) for _ in range(2))
-    query = asked(model, config, seed=3)
-    mine = partition_of(query.context)
-    batch = torch.randint(len(mine.labels), (6,), generator=query.generator)
-    images = crop_and_flip(mine.inputs[batch], query.generator)
-    assert not torch.equal(images, mine.inputs[batch])
-    functional.cross_entropy(model.train()(images), mine.labels[batch]).backward()
+    answer, again = (gradient(query_of(model, config, seed=3)) for _ in range(2))
+    query = query_of(model, config, seed=3)
+    examples = partition_of(query.context)
+    batch = torch.randint(len(examples.labels), (6,), generator=query.generator)
+    images = crop_and_flip(examples.inputs[batch], query.generator)
+    assert not torch.equal(images, examples.inputs[batch])
+    functional.cross_entropy(model.train()(images), examples.labels[batch]).backward()
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(answer.gradients[key], parameter.grad)
         assert torch.equal(answer.gradients[key], again.gradients[key])
@@ -296,9 +250,9 @@ def test_nodes_share_the_training_images_of_a_file(partition: str, tmp_path: Pat
     parts = [partition_of(Context(1, 2, node, RecordDict(), config)) for node in nodes]
     training, _ = discover()["fashion-mnist"].load(str(tmp_path))
     assert all(len(part.labels) > 0 for part in parts)
-    held = torch.cat([part.inputs for part in parts]).flatten(1)
-    assert sorted(held.tolist()) == sorted(training.inputs.flatten(1).tolist())
+    inputs = torch.cat([part.inputs for part in parts]).flatten(1)
+    assert sorted(inputs.tolist()) == sorted(training.inputs.flatten(1).tolist())
     rows, labels = training.inputs.flatten(1).tolist(), training.labels.tolist()
     known = {tuple(row): label for row, label in zip(rows, labels, strict=True)}
-    told = torch.cat([part.labels for part in parts]).tolist()
-    assert told == [known[tuple(row)] for row in held.tolist()]
+    assigned = torch.cat([part.labels for part in parts]).tolist()
+    assert assigned == [known[tuple(row)] for row in inputs.tolist()]

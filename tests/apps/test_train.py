@@ -1,4 +1,4 @@
-"""The reference app's settings, data and report; tests/e2e runs the whole of it."""
+"""The reference app's settings, data and report; tests/e2e runs all of it."""
 
 import tomllib
 from pathlib import Path
@@ -14,9 +14,8 @@ from apps.train.report import byzantine_share
 from apps.train.server_app import check_nodes
 from apps.train.settings import Settings
 from apps.train.tasks import discover
-from flwr_byzasync import ConfigError, Query
+from flwr_byzasync import ConfigError, Query, Statistics
 from flwr_byzasync.attacks import LabelFlip, SignFlip
-from flwr_byzasync.core.statistics import Statistics
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +36,7 @@ def node(partition: int, **changes: Any) -> Context:
 
 
 class InMemoryGrid:
-    """Named as Flower's grid of a simulation, in which nobody else will connect."""
+    """Named like Flower's grid of a simulation, to which no more nodes connect."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
@@ -73,7 +72,7 @@ def test_the_defaults_in_pyproject_are_legal() -> None:
         ("checkpoint-seconds", "60"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_one_sentence_that_names_key_value_range_and_next_move(
+def test_a_wrong_value_is_one_sentence_with_key_value_range_and_fix(
     key: str, value: object
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -88,7 +87,7 @@ def test_a_missing_key_is_refused_by_name() -> None:
         Settings.of({key: value for key, value in DEFAULTS.items() if key != "seed"})
 
 
-def test_whole_numbers_are_fine_where_a_number_is_wanted() -> None:
+def test_integers_are_accepted_for_floats() -> None:
     assert settings(lr=1).lr == 1.0
 
 
@@ -115,12 +114,12 @@ def test_partitions_are_disjoint_and_together_everything() -> None:
 
 def test_training_and_test_examples_do_not_overlap() -> None:
     training, test = discover()["digits"].load("")
-    seen = {tuple(row) for row in training.inputs.tolist()}
-    assert not any(tuple(row) in seen for row in test.inputs.tolist())
+    training_rows = {tuple(row) for row in training.inputs.tolist()}
+    assert not any(tuple(row) in training_rows for row in test.inputs.tolist())
 
 
 @pytest.mark.parametrize("name", discover()["digits"].models)
-def test_a_model_follows_from_its_seed_and_leaves_the_global_generator_alone(name: str) -> None:
+def test_a_model_depends_on_its_seed_and_leaves_the_global_generator_alone(name: str) -> None:
     task, before = discover()["digits"], torch.get_rng_state()
     one, same, other = (task.make_model(name, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
@@ -128,7 +127,7 @@ def test_a_model_follows_from_its_seed_and_leaves_the_global_generator_alone(nam
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_only_the_first_nodes_lie_and_only_in_the_chosen_way() -> None:
+def test_only_the_first_nodes_mount_the_configured_attack() -> None:
     assert attack_of(node(3, attack="sign_flip")) == SignFlip()
     assert attack_of(node(4, attack="sign_flip")) is None
     assert attack_of(node(0, attack="label_flip")) == LabelFlip()
@@ -136,12 +135,15 @@ def test_only_the_first_nodes_lie_and_only_in_the_chosen_way() -> None:
 
 
 def test_a_label_flipping_node_trains_on_flipped_labels() -> None:
-    honest, lying = partition_of(node(0, attack="none")), partition_of(node(0, attack="label_flip"))
-    assert torch.equal(honest.inputs, lying.inputs)
-    assert torch.equal(lying.labels, 9 - honest.labels)
+    honest, flipped = (
+        partition_of(node(0, attack="none")),
+        partition_of(node(0, attack="label_flip")),
+    )
+    assert torch.equal(honest.inputs, flipped.inputs)
+    assert torch.equal(flipped.labels, 9 - honest.labels)
 
 
-def asked(model: nn.Module, context: Context, seed: int) -> Query:
+def query_of(model: nn.Module, context: Context, seed: int) -> Query:
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     generator = torch.Generator().manual_seed(seed)
     parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
@@ -152,18 +154,18 @@ def asked(model: nn.Module, context: Context, seed: int) -> Query:
 def test_the_gradient_is_that_of_the_cross_entropy_on_the_drawn_batch(name: str) -> None:
     context = node(5, model=name)
     model = discover()["digits"].make_model(name, DEFAULTS["seed"])
-    answer = gradient(asked(model, context, seed=3))
-    mine = partition_of(context)
-    batch = torch.randint(len(mine.labels), (32,), generator=torch.Generator().manual_seed(3))
+    answer = gradient(query_of(model, context, seed=3))
+    examples = partition_of(context)
+    batch = torch.randint(len(examples.labels), (32,), generator=torch.Generator().manual_seed(3))
     model.train()
-    nn.functional.cross_entropy(model(mine.inputs[batch]), mine.labels[batch]).backward()
+    nn.functional.cross_entropy(model(examples.inputs[batch]), examples.labels[batch]).backward()
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(answer.gradients[key], parameter.grad)
     for key, buffer in model.named_buffers():
         torch.testing.assert_close(answer.buffers[key], buffer)
 
 
-def test_too_few_nodes_are_refused_with_the_command_to_type() -> None:
+def test_too_few_nodes_are_refused_with_the_command_to_run() -> None:
     with pytest.raises(ConfigError, match=r"^quorum=10 .* type `flwr run \. --federation-config"):
         check_nodes(settings(), InMemoryGrid(9))
 
@@ -180,7 +182,7 @@ def test_a_batch_of_one_is_refused_with_a_model_that_normalises_over_it() -> Non
         settings(batch_size=1, model="mlp-bn")
 
 
-def test_the_true_byzantine_share_is_that_of_the_lying_partitions() -> None:
+def test_the_byzantine_share_is_that_of_the_byzantine_partitions() -> None:
     statistics = Statistics(replies={10: 6, 11: 3, 12: 1})
     partitions = {10: 5, 11: 0, 12: 1}
     assert byzantine_share(settings(byzantine_nodes=1), statistics, partitions) == 0.3

@@ -1,4 +1,4 @@
-"""What a deployment needs of cryptography: an authority, a server's certificate, nodes' keys."""
+"""Keys for a deployment: an authority, a server's certificate, nodes' keys."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -53,7 +53,7 @@ def make_tls(folder: Path) -> None:
 
 
 def make_key(path: Path) -> None:
-    """Write a SuperNode's private key, and its public one beside it as `ssh-keygen` does."""
+    """Write a SuperNode's private key, and its public key beside it, as `ssh-keygen` does."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_key(path, key, PrivateFormat.OpenSSH)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

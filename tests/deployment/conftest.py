@@ -1,4 +1,4 @@
-"""One deployment for all tests, and the events of its runs, each a fixture that follows another."""
+"""One deployment for all tests, and the events of its runs, as a chain of fixtures."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from tests.deployment.story import (
     ENDLESS,
     HOSTILE,
     Ended,
-    Line,
+    Entry,
     Resumed,
     Unfinished,
     last,
@@ -21,7 +21,7 @@ from tests.deployment.story import (
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Return a SuperLink with five SuperNodes; nothing of it is left when the tests end."""
+    """Yield a SuperLink with five SuperNodes, which end with the tests."""
     deployed = Deployment(tmp_path_factory.mktemp("deployment"))
     try:
         deployed.start_superlink()
@@ -36,18 +36,18 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @pytest.fixture(scope="session")
-def trained(deployment: Deployment) -> list[Line]:
-    """Return the first lines of a run, which goes on."""
+def trained(deployment: Deployment) -> list[Entry]:
+    """Return the first entries of a run, which continues."""
     deployment.start_run(ENDLESS)
     deployment.wait("ten replies", lambda: story.accepted(deployment) >= 10, seconds=180)
     return deployment.progress()
 
 
 @pytest.fixture(scope="session")
-def unfinished(deployment: Deployment, trained: list[Line]) -> Unfinished:
-    """Let a node begin to upload a reply; return the lines around ten steps that follow.
+def unfinished(deployment: Deployment, trained: list[Entry]) -> Unfinished:
+    """Let a node begin to upload a reply; return the entries before and after ten more steps.
 
-    Nothing of it ends before the tests do: its upload is unfinished in all that comes after.
+    The upload stays unfinished until the tests end.
     """
     begun = deployment.start_unfinished("unfinished")
     deployment.wait("unfinished upload", begun.exists, seconds=120)
@@ -55,14 +55,14 @@ def unfinished(deployment: Deployment, trained: list[Line]) -> Unfinished:
     deployment.wait(
         "ten steps while a reply is not there in full",
         lambda: last(deployment)["steps"] >= before["steps"] + 10,
-        seconds=150,  # Flower gives the upload up after three minutes
+        seconds=150,  # Flower abandons the upload after three minutes
     )
     return Unfinished(before, last(deployment))
 
 
 @pytest.fixture(scope="session")
-def killed_node(deployment: Deployment, trained: list[Line]) -> Line:
-    """Kill a SuperNode while its ClientApp computes; return the last line before."""
+def killed_node(deployment: Deployment, trained: list[Entry]) -> Entry:
+    """Kill a SuperNode while its ClientApp computes; return the last entry before."""
     victim = deployment.ids["victim"]
     deployment.wait(
         "reply of the victim", lambda: last(deployment)["replies"].get(victim, 0) > 0, seconds=120
@@ -75,8 +75,8 @@ def killed_node(deployment: Deployment, trained: list[Line]) -> Line:
 
 
 @pytest.fixture(scope="session")
-def added_node(deployment: Deployment, killed_node: Line) -> Line:
-    """Start one more SuperNode in the middle of the run; return a line that knows its reply."""
+def added_node(deployment: Deployment, killed_node: Entry) -> Entry:
+    """Start another SuperNode in the middle of the run; return an entry that counts its reply."""
     deployment.start_supernode("added", len(BEHAVIOURS), "honest")
     added = deployment.ids["added"]
     deployment.wait(
@@ -91,11 +91,11 @@ def added_node(deployment: Deployment, killed_node: Line) -> Line:
 
 
 @pytest.fixture(scope="session")
-def survived(deployment: Deployment, killed_node: Line, added_node: Line) -> Line:
+def survived(deployment: Deployment, killed_node: Entry, added_node: Entry) -> Entry:
     """Wait until all faults are counted, and the node whose process died has replied."""
-    wanted, dying = HOSTILE | DEAD, deployment.ids["dying"]
+    expected, dying = HOSTILE | DEAD, deployment.ids["dying"]
     deployment.wait(
-        "count of every fault", lambda: wanted <= last(deployment)["reasons"].keys(), seconds=240
+        "count of every fault", lambda: expected <= last(deployment)["reasons"].keys(), seconds=240
     )
     deployment.wait(
         "ten steps since the victim was killed",
@@ -111,21 +111,21 @@ def survived(deployment: Deployment, killed_node: Line, added_node: Line) -> Lin
 
 
 @pytest.fixture(scope="session")
-def killed_server(deployment: Deployment, survived: Line) -> Ended:
-    """Kill the ServerApp's process, and return what it left behind."""
+def killed_server(deployment: Deployment, survived: Entry) -> Ended:
+    """Kill the ServerApp's process, and return the run's final state."""
     deployment.kill_serverapp()
     return story.ended(deployment)
 
 
 @pytest.fixture(scope="session")
 def resumed(deployment: Deployment, killed_server: Ended) -> Resumed:
-    """Go on in another `flwr run`, which goes on still."""
+    """Resume in another `flwr run`, which continues."""
     return story.resume(deployment, ENDLESS)
 
 
 @pytest.fixture(scope="session")
 def lost_superlink(deployment: Deployment, resumed: Resumed) -> Ended:
-    """Kill the SuperLink, start it again, and return what the run left behind."""
+    """Kill the SuperLink, start it again, and return the run's final state."""
     deployment.kill("superlink")
     deployment.start_superlink()
     return story.ended(deployment)
@@ -133,21 +133,21 @@ def lost_superlink(deployment: Deployment, resumed: Resumed) -> Ended:
 
 @pytest.fixture(scope="session")
 def resumed_again(deployment: Deployment, lost_superlink: Ended) -> Resumed:
-    """Go on in another run, among the nodes that have found the SuperLink again."""
+    """Resume in another run, with the nodes that have reconnected to the SuperLink."""
     return story.resume(deployment, ENDLESS)
 
 
 @pytest.fixture(scope="session")
 def stopped(deployment: Deployment, resumed_again: Resumed) -> Ended:
-    """Stop that run with `flwr stop`, and return what it left behind."""
+    """Stop that run with `flwr stop`, and return its final state."""
     deployment.flwr("stop", resumed_again.run)
     return story.ended(deployment)
 
 
 @pytest.fixture(scope="session")
 def finished(deployment: Deployment, stopped: Ended) -> Resumed:
-    """Go on once more, to the end of the last round."""
-    told = story.resume(deployment, stopped.line["round"] + 3)
+    """Resume once more, to the end of the last round."""
+    last_run = story.resume(deployment, stopped.entry["round"] + 3)
     deployment.wait("result", (deployment.output / "result.json").exists, seconds=120)
     deployment.wait("end of the ServerApp", lambda: not deployment.serverapps(), seconds=60)
-    return told
+    return last_run

@@ -22,10 +22,10 @@ ROUND, EVERY = 2, 2
 
 
 class Deployment(LocalFlower):
-    """Starts a SuperLink, and SuperNodes by name; `stop` ends whatever came of them.
+    """Starts a SuperLink, and SuperNodes by name; `stop` ends all of their processes.
 
-    Every program has a FLWR_HOME of its own: programs that share one install an app at the same
-    time, and one may run what another has half copied.
+    Each program has its own FLWR_HOME: programs that share one install an app at the same time,
+    and one may run an incomplete copy of another.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Deployment(LocalFlower):
         shutil.copy(REPOSITORY / "LICENSE", self.app)
         self._environment |= {
             MARK: str(folder),
-            # Where the package is not installed it is imported from this checkout.
+            # If the package is not installed, it is imported from this checkout.
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
         }
@@ -66,16 +66,16 @@ class Deployment(LocalFlower):
         self.wait("the SuperLink to listen", self._listens, seconds=60)
 
     def register(self, name: str) -> None:
-        """Make a SuperNode's key and have the SuperLink accept it."""
+        """Make a SuperNode's key and register it with the SuperLink."""
         make_key(self._folder / name)
         public = str(self._folder / f"{name}.pub")
         command = self.flwr("supernode", "register", public, "--format", "json")
         assert command.exit_code == 0, command.tail()
-        told = json.loads(command.log[command.log.index("{") :])
-        self.ids[name] = str(told["node-id"])
+        registered = json.loads(command.log[command.log.index("{") :])
+        self.ids[name] = str(registered["node-id"])
 
     def start_supernode(self, name: str, partition: int, behaviour: str) -> subprocess.Popen[bytes]:
-        """Start a SuperNode under the key of its name."""
+        """Start a SuperNode with the key of its name."""
         if not (self._folder / name).exists():
             make_key(self._folder / name)
         (port,) = _free_ports(1)
@@ -90,7 +90,7 @@ class Deployment(LocalFlower):
         )
 
     def start_unfinished(self, name: str) -> Path:
-        """Start a client that uploads no reply to its end; return the file that says it began."""
+        """Start a client whose uploads stay incomplete; return the file that marks their start."""
         begun = self.output / f"{name}-begun"
         self._start(
             name,
@@ -113,7 +113,7 @@ class Deployment(LocalFlower):
 
     def _start(self, name: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         found = shutil.which(program, path=Path(sys.executable).parent)
-        assert found is not None, f"no {program} beside {sys.executable}"
+        assert found is not None, f"no {program} next to {sys.executable}"
         home = self._folder / f"home-{name}"
         home.mkdir(exist_ok=True)
         with (self._logs / f"{name}.log").open("ab") as log:
@@ -135,21 +135,21 @@ class Deployment(LocalFlower):
     # --- watching -----------------------------------------------------------------------------
 
     def wait(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until a condition holds; beyond `seconds` fail with the last lines of all logs."""
+        """Wait until a condition holds; after `seconds` fail with the last lines of all logs."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"no {what} in {seconds:g} s\n{self.tails()}"
             time.sleep(0.2)
 
     def progress(self) -> list[dict[str, Any]]:
-        """Return what the ServerApps wrote after each round, in all runs."""
+        """Return the entries that the ServerApps wrote after each round, in all runs."""
         path = self.output / "progress.jsonl"
         text = path.read_text() if path.exists() else ""
-        # A process that was killed may have left half a line.
+        # A killed process may have left an incomplete line.
         return [json.loads(line) for line in text.splitlines() if line.endswith("}}")]
 
     def log_of(self, name: str) -> str:
-        """Return what a program printed."""
+        """Return the output of a program."""
         return (self._logs / f"{name}.log").read_text(errors="replace")
 
     def tails(self, lines: int = 25) -> str:
@@ -159,16 +159,16 @@ class Deployment(LocalFlower):
         return "\n".join(f"--- {name}\n{text}" for name, text in shown.items())
 
     def processes(self) -> dict[int, str]:
-        """Return pid and program of everything that came of this deployment.
+        """Return pid and program of all processes of this deployment.
 
-        Programs only: the arguments of some hold the token of their task.
+        Without arguments, as those of some hold the token of their task.
         """
         ours, found = f"{MARK}={self._folder}".encode(), {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 inherited = (folder / "environ").read_bytes().split(b"\0")
                 arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:  # ended meanwhile, or somebody else's
+            except OSError:  # ended meanwhile, or another user's
                 continue
             if ours in inherited:
                 found[int(folder.name)] = " ".join(Path(each).name for each in arguments[:2])
@@ -177,7 +177,7 @@ class Deployment(LocalFlower):
     # --- ending -------------------------------------------------------------------------------
 
     def kill(self, name: str) -> None:
-        """Send SIGKILL to a SuperNode or the SuperLink, as the kernel does when memory is short."""
+        """Send SIGKILL to a SuperNode or the SuperLink, as the kernel does when out of memory."""
         self._started[name].kill()
         self._started[name].wait()
 
@@ -193,7 +193,7 @@ class Deployment(LocalFlower):
         return [pid for pid, program in self.processes().items() if "flwr-serverapp" in program]
 
     def stop(self) -> None:
-        """End the SuperNodes, then the SuperLink, then whatever is left; nothing may be."""
+        """End the SuperNodes, then the SuperLink, then all other processes; none may remain."""
         for name, process in reversed(self._started.items()):
             if name == "superlink":
                 self._wait_for_supernodes()

@@ -1,10 +1,10 @@
-"""The events of the runs that the tests share: what is waited for, and what is told of it."""
+"""The events of the runs that the tests share: waiting for them, and their records."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync import Checkpoints
 from tests.deployment.deployment import Deployment
 
 ENDLESS = 100_000
@@ -16,7 +16,7 @@ BEHAVIOURS = {
     "hostile": "hostile",
     "dying": "dying",
 }
-"""SuperNodes of the start, and how they behave."""
+"""Initial SuperNodes and their behaviours."""
 HOSTILE = {
     "CLIENT_ERROR",
     "WRONG_SHAPE",
@@ -25,18 +25,18 @@ HOSTILE = {
     "WRONG_QUERY",
     "MISSING_RECORD",
 }
-"""What the hostile node is to be counted for."""
+"""Reasons that the hostile node must cause."""
 DEAD = {"NODE_GONE", "CRASHED"}
-"""What a node and a process that are killed are to be counted for."""
+"""Reasons that a killed node and a killed process must cause."""
 
-Line = dict[str, Any]
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What was there when a run had been ended: its last line, and its newest checkpoint."""
+    """The final state of a run: its last entry, and its newest checkpoint."""
 
-    line: Line
+    entry: Entry
     checkpoint: Path
     accepted: int
     replies: dict[str, int]
@@ -44,41 +44,41 @@ class Ended:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on after another: its id, its log so far, and its first line."""
+    """A run that resumes another: its id, its log so far, and its first entry."""
 
     run: str
     log: str
-    line: Line
+    entry: Entry
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The lines before and after some steps that were made while an upload hung."""
+    """The entries before and after some steps during an unfinished upload."""
 
-    before: Line
-    after: Line
+    before: Entry
+    after: Entry
 
 
-def last(deployment: Deployment) -> Line:
+def last(deployment: Deployment) -> Entry:
     return deployment.progress()[-1]
 
 
 def accepted(deployment: Deployment) -> int:
-    return max((line["accepted"] for line in deployment.progress()), default=0)
+    return max((entry["accepted"] for entry in deployment.progress()), default=0)
 
 
 def ended(deployment: Deployment) -> Ended:
     deployment.wait("end of the ServerApp", lambda: not deployment.serverapps(), seconds=60)
     path, document, _ = next(Checkpoints(deployment.output / "checkpoints").read())
     state = document["state"]
-    replies = {str(node): told["accepted"] for node, told in dict(state["nodes"]).items()}
+    replies = {str(node): saved["accepted"] for node, saved in dict(state["nodes"]).items()}
     return Ended(last(deployment), path, state["accepted"], replies)
 
 
 def resume(deployment: Deployment, num_rounds: int) -> Resumed:
     run, before = deployment.start_run(num_rounds), len(deployment.progress())
     deployment.wait(
-        "round of the run that goes on", lambda: len(deployment.progress()) > before, seconds=180
+        "round of the resumed run", lambda: len(deployment.progress()) > before, seconds=180
     )
     log = (deployment.output / f"{run}.log").read_text()
     return Resumed(run, log, deployment.progress()[before])

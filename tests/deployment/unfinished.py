@@ -1,8 +1,7 @@
-"""A SuperNode that announces a reply of some megabytes and never uploads the last part of it.
+"""A SuperNode that announces a reply of some megabytes and never uploads its last part.
 
-``python -m tests.deployment.unfinished ADDRESS CA_FILE KEY_FILE TOUCHED`` speaks through Flower's
-own client code; it touches the last file when the SuperLink knows of a reply that it will never
-have in full.
+``python -m tests.deployment.unfinished ADDRESS CA_FILE KEY_FILE TOUCHED`` uses Flower's
+client code; it touches the last file when the SuperLink expects a reply that will stay incomplete.
 """
 
 import sys
@@ -21,7 +20,7 @@ BYTES = 4_000_000
 
 
 def main(address: str, ca_file: str, key_file: str, touched: str) -> None:
-    """Answer every message with the beginning of a reply."""
+    """Answer every message with an incomplete reply."""
     key = load_ssh_private_key(Path(key_file).read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     certificates = Path(ca_file).read_bytes()
@@ -39,8 +38,8 @@ def main(address: str, ca_file: str, key_file: str, touched: str) -> None:
             reply = Message(content, reply_to=query)
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
-            wanted, session = send(reply, get_object_tree(reply), 0.0)
-            for object_id in sorted(wanted, key=lambda each: len(objects[each].deflate()))[:-1]:
+            missing, session = send(reply, get_object_tree(reply), 0.0)
+            for object_id in sorted(missing, key=lambda each: len(objects[each].deflate()))[:-1]:
                 push_object(run_id, session, object_id, objects[object_id].deflate())
             Path(touched).touch()
 

@@ -9,7 +9,7 @@ from apps.benchmarks.local_flower import LocalFlower
 
 @pytest.fixture(scope="session")
 def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFlower]:
-    """Return `flwr` with a SuperLink of its own; nothing of it is left when the tests end."""
+    """Yield `flwr` with a SuperLink of its own, which ends with the tests."""
     local = LocalFlower(tmp_path_factory.mktemp("flower"))
     try:
         yield local

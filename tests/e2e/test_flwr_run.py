@@ -26,7 +26,7 @@ TRAINING = "Starting AsyncRobust strategy"
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the output-dir of the one good run; the app creates it."""
+    """Return the output-dir of the successful run; the app creates it."""
     return tmp_path_factory.mktemp("run") / "output"
 
 
@@ -44,24 +44,24 @@ def run(flower: LocalFlower, output: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def result(run: Run, output: Path) -> dict[str, Any]:
-    """Return result.json of the good run."""
+    """Return result.json of the successful run."""
     assert (output / "result.json").is_file(), run.tail()
-    told: dict[str, Any] = json.loads((output / "result.json").read_text())
-    return told
+    summary: dict[str, Any] = json.loads((output / "result.json").read_text())
+    return summary
 
 
 @pytest.fixture(scope="module")
 def metrics(result: dict[str, Any], output: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl of the good run."""
+    """Return the entries of metrics.jsonl of the successful run."""
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def replies(metrics: list[dict[str, Any]]) -> list[int]:
-    """Return how many replies there were at the start and at the end of each round.
+    """Return the replies counted at the start and at the end of each round.
 
-    The first round lasts until the first step, which waits for every node: where one node's
-    actor starts late, the others reply more than `UPDATES` times before it.
+    The first round lasts until the first step, which waits for every node: if the actor of one
+    starts late, the others reply more than `UPDATES` times before.
     """
     first = max(UPDATES, metrics[1]["replies"])
     return [0, *(first + UPDATES * k for k in range(ROUNDS))]
@@ -69,7 +69,7 @@ def replies(metrics: list[dict[str, Any]]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def model(run: Run, output: Path) -> nn.Module:
-    """Return the model that the good run left behind."""
+    """Return the final model of the successful run."""
     assert (output / "model.safetensors").is_file(), run.tail()
     saved = discover()["digits"].make_model("mlp-bn", seed=2)
     saved.load_state_dict(load_file(output / "model.safetensors"), strict=True)
@@ -102,10 +102,10 @@ def test_the_result_counts_every_reply_of_every_round(
     assert sum(result["weights"].values()) == replies[-1]
 
 
-def test_only_a_first_step_that_came_late_makes_the_first_round_longer(
+def test_only_a_late_first_step_makes_the_first_round_longer(
     result: dict[str, Any], replies: list[int]
 ) -> None:
-    # From the first step on there is one a reply; the first needs a reply of every node.
+    # Each reply makes a step, from the first step on, which needs a reply of every node.
     before = result["replies"] - result["steps"]
     assert before >= NODES - 1
     assert replies[1] == max(UPDATES, before + 1)
@@ -115,7 +115,7 @@ def test_the_result_names_nodes_by_partition(result: dict[str, Any]) -> None:
     assert set(result["weights"]) == {str(partition) for partition in range(NODES)}
 
 
-def test_the_result_says_that_no_reply_was_rejected(result: dict[str, Any]) -> None:
+def test_the_result_has_no_rejected_replies(result: dict[str, Any]) -> None:
     assert result["rejected"] == {}
 
 
@@ -149,7 +149,7 @@ def test_the_saved_model_has_exactly_the_reported_accuracy(
     assert loss == pytest.approx(result["loss"], rel=1e-5)
 
 
-def test_batch_norm_statistics_travel_to_the_saved_model(model: nn.Module) -> None:
+def test_batch_norm_statistics_reach_the_saved_model(model: nn.Module) -> None:
     fresh = discover()["digits"].make_model("mlp-bn", seed=1).state_dict()
     saved = model.state_dict()
     for name in ("1.running_mean", "1.running_var"):
@@ -160,7 +160,7 @@ def test_batch_norm_statistics_travel_to_the_saved_model(model: nn.Module) -> No
 
 def test_the_weights_of_the_saved_model_have_moved(model: nn.Module) -> None:
     fresh = discover()["digits"].make_model("mlp-bn", seed=1).state_dict()
-    # Not the bias before the normalisation, which has no gradient.
+    # Except the bias before the normalisation, which has no gradient.
     for name in ("0.weight", "1.weight", "1.bias", "3.weight", "3.bias"):
         assert not torch.equal(model.state_dict()[name], fresh[name]), name
 
@@ -183,7 +183,7 @@ def test_the_log_ends_with_a_table_that_agrees_with_the_result(
 ) -> None:
     table = run.log[run.log.index("Result\n") :]
     by_node = " ".join(f"{part}:{result['weights'][str(part)]}" for part in range(NODES))
-    liars = sum(result["weights"][str(part)] for part in range(4))
+    byzantine = sum(result["weights"][str(part)] for part in range(4))
     expected = {
         "aggregator": "ctma(gm) (byz-fraction 0.45)",
         "attack": "sign_flip by nodes 0 .. 3",
@@ -191,7 +191,7 @@ def test_the_log_ends_with_a_table_that_agrees_with_the_result(
         "loss": f"{result['loss']:.4f}",
         "replies": f"{replies[-1]} in ",
         "replies by node": by_node,
-        "Byzantine weight": f"{liars / replies[-1]:.1%}",
+        "Byzantine weight": f"{byzantine / replies[-1]:.1%}",
         "rejected": "none",
     }
     for name, value in expected.items():
@@ -201,30 +201,30 @@ def test_the_log_ends_with_a_table_that_agrees_with_the_result(
 def test_a_wrong_value_ends_the_run_with_one_sentence_before_training(
     flower: LocalFlower, tmp_path: Path
 ) -> None:
-    """Others are refused in tests/apps/test_train.py; here one for real."""
+    """Other values are in tests/apps/test_train.py; this is one under `flwr run`."""
     output = tmp_path / "output"
-    # One actor is enough where nobody trains.
+    # One actor is enough without training.
     wrong = flower.run(
         f'aggregator="nope" output-dir="{output}"', nodes=1, resources="init-args-num-cpus=1"
     )
     assert wrong.status == "finished:failed", wrong.tail()
-    told = [line for line in log_lines(wrong, " is not legal: ") if line.startswith("ERROR")]
-    assert len(told) == 1, wrong.tail()
+    errors = [line for line in log_lines(wrong, " is not legal: ") if line.startswith("ERROR")]
+    assert len(errors) == 1, wrong.tail()
     sentence = r"it must be one of .*ctma.*gm.*; write for example .+\."
-    assert re.search(rf" aggregator='nope' is not legal: {sentence}$", told[0]), told[0]
+    assert re.search(rf" aggregator='nope' is not legal: {sentence}$", errors[0]), errors[0]
     assert TRAINING not in wrong.log, wrong.tail()
     assert not output.exists()
 
 
-def test_too_few_nodes_stop_the_run_with_the_command_to_type(flower: LocalFlower) -> None:
+def test_too_few_nodes_stop_the_run_with_the_command_to_run(flower: LocalFlower) -> None:
     stopped = flower.run("seed=1", nodes=2, resources="init-args-num-cpus=1")
     assert stopped.status == "finished:failed", stopped.tail()
-    told = [line for line in log_lines(stopped, "quorum=10 ") if line.startswith("ERROR")]
-    assert len(told) == 1, stopped.tail()
-    assert "the 2 nodes of the federation" in told[0]
+    errors = [line for line in log_lines(stopped, "quorum=10 ") if line.startswith("ERROR")]
+    assert len(errors) == 1, stopped.tail()
+    assert "the 2 nodes of the federation" in errors[0]
     assert (
         'flwr run . --federation-config "num-supernodes=10 client-resources-num-cpus=1" --stream'
-    ) in told[0]
+    ) in errors[0]
     assert TRAINING not in stopped.log, stopped.tail()
 
 
@@ -245,5 +245,9 @@ def test_ten_nodes_train_on_one_cuda_device(flower: LocalFlower, tmp_path: Path)
     )
     assert trained.status == "finished:completed", trained.tail()
     assert "Device: cuda" in trained.log, trained.tail()
-    told = json.loads((output / "result.json").read_text())
-    assert (told["replies"], told["rejected"], told["config"]["device"]) == (40, {}, "cuda")
+    summary = json.loads((output / "result.json").read_text())
+    assert (summary["replies"], summary["rejected"], summary["config"]["device"]) == (
+        40,
+        {},
+        "cuda",
+    )

@@ -1,4 +1,4 @@
-"""An app on this package as a user would write it, under the `flwr run` of any release."""
+"""An app of a user of this package, under the `flwr run` of any release."""
 
 import json
 import shutil
@@ -17,12 +17,12 @@ APP = Path(__file__).parent / "app"
 
 @pytest.fixture(scope="module")
 def outcome(flower: LocalFlower, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what the app's ServerApp wrote down."""
+    """Return the outcome that the app's ServerApp wrote."""
     folder = tmp_path_factory.mktemp("users_app")
     written = folder / "outcome.json"
     # A copy: `flwr run` moves federations out of a pyproject.toml into FLWR_HOME.
     shutil.copytree(APP, folder / "app")
-    # In the app's bundle the package is this one, whatever is installed.
+    # The app's bundle has this package, whatever is installed.
     shutil.copytree(REPOSITORY / "flwr_byzasync", folder / "app" / "flwr_byzasync")
     ran = flower.flwr(
         *("run", str(folder / "app"), "local", "--stream"),
@@ -30,30 +30,30 @@ def outcome(flower: LocalFlower, tmp_path_factory: pytest.TempPathFactory) -> di
         seconds=180,
     )
     assert written.is_file(), ran.tail()
-    told: dict[str, Any] = json.loads(written.read_text())
-    # More than 60 where one node's actor starts late: the first round lasts until the first step.
-    assert told["accepted"] >= 60 and told["rejected"] == {}, ran.tail()
-    return told
+    result: dict[str, Any] = json.loads(written.read_text())
+    # More than 60 if one node's actor starts late: the first round lasts until the first step.
+    assert result["accepted"] >= 60 and result["rejected"] == {}, ran.tail()
+    return result
 
 
-def test_the_run_is_of_the_flower_that_is_installed_here(outcome: dict[str, Any]) -> None:
+def test_the_run_uses_the_installed_flower(outcome: dict[str, Any]) -> None:
     assert outcome["flwr"] == version("flwr")
 
 
-def test_every_round_is_played_and_every_node_weighs_the_same(
+def test_every_round_is_completed_and_every_node_weighs_the_same(
     outcome: dict[str, Any],
 ) -> None:
     assert outcome["rounds"] == [0, 1, 2, 3]
     assert outcome["weights"] == pytest.approx([1 / 3] * 3)
 
 
-def test_the_model_comes_to_the_honest_optimum_although_one_node_in_three_lies(
+def test_the_model_reaches_the_honest_optimum_with_one_byzantine_node_in_three(
     outcome: dict[str, Any],
 ) -> None:
     assert outcome["model"]["w"] == pytest.approx([1.0] * 3, abs=0.1)
 
 
-def test_buffers_are_as_some_node_has_them(outcome: dict[str, Any]) -> None:
-    # Every honest reply raises one by a half, the other by one, from what its query brought.
+def test_buffers_are_those_of_some_node(outcome: dict[str, Any]) -> None:
+    # Each honest reply adds 1/2 to the one and 1 to the other, from the values in its query.
     assert outcome["model"]["batches"] > 0
     assert outcome["model"]["mean"] == [outcome["model"]["batches"] / 2]

@@ -36,13 +36,13 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_one_thread")
 def test_with_one_node_both_end_with_the_same_bits(flower: LocalFlower, tmp_path: Path) -> None:
-    # With several nodes Ray's order of arrivals is nobody's to repeat.
+    # With several nodes, Ray's order of arrivals is not reproducible.
     words = [f"{k.replace('_', '-')}={f'{v!r}'}" for k, v in CHANGES.items()]
     real = tmp_path / "real"
     run = flower.run(f"{' '.join(words)} device='cpu' output-dir='{real}'", nodes=1)
     assert run.status == "finished:completed", run.tail()
-    told = run_app(tmp_path / "virtual", 1, **CHANGES)
-    assert (told["replies"], told["steps"]) == (40, 40)
-    mine, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "virtual", real))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    result = run_app(tmp_path / "virtual", 1, **CHANGES)
+    assert (result["replies"], result["steps"]) == (40, 40)
+    virtual, simulated = (load_file(f / "model.safetensors") for f in (tmp_path / "virtual", real))
+    assert virtual.keys() == simulated.keys()
+    assert all(torch.equal(virtual[name], simulated[name]) for name in virtual)

@@ -1,1 +1,1 @@
-"""A NumPy app for Flower: a linear classifier of made-up points."""
+"""A NumPy app for Flower: a linear classifier on synthetic points."""

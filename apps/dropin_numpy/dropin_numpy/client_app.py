@@ -1,4 +1,4 @@
-"""The nodes: gradient steps on their own points. Nothing here knows which strategy is used."""
+"""The nodes: gradient steps on their own points, whatever the strategy."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -10,13 +10,13 @@ app = ClientApp()
 
 @app.train()
 def train_fn(message: Message, context: Context) -> Message:
-    """Train the model that came, and return it."""
-    settings, me = context.run_config, int(context.node_config["partition-id"])
-    data, _ = partition(me)
-    given = message.content.array_records["arrays"].to_numpy_ndarrays()
-    trained, losses = train(given, data, int(settings["local-epochs"]), float(settings["lr"]))
-    if me < int(settings["byzantine-nodes"]):
-        trained = lie(given, trained)
+    """Train the received model, and return it."""
+    settings, node = context.run_config, int(context.node_config["partition-id"])
+    data, _ = partition(node)
+    received = message.content.array_records["arrays"].to_numpy_ndarrays()
+    trained, losses = train(received, data, int(settings["local-epochs"]), float(settings["lr"]))
+    if node < int(settings["byzantine-nodes"]):
+        trained = poison(received, trained)
     metrics = {
         "num-examples": len(data[1]),
         "train_loss": losses[-1],
@@ -28,13 +28,13 @@ def train_fn(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate_fn(message: Message, context: Context) -> Message:
-    """Say how good the model that came is on this node's own points."""
+    """Evaluate the received model on this node's points."""
     _, data = partition(int(context.node_config["partition-id"]))
     loss, accuracy = evaluate(message.content.array_records["arrays"].to_numpy_ndarrays(), data)
     metrics = {"num-examples": len(data[1]), "eval_loss": loss, "eval_acc": accuracy}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def lie(given: list[Floats], trained: list[Floats]) -> list[Floats]:
-    """Go the opposite way, three times as far."""
-    return [x - 3 * (y - x) for x, y in zip(given, trained, strict=True)]
+def poison(received: list[Floats], trained: list[Floats]) -> list[Floats]:
+    """Return the update times -3, as a Byzantine node."""
+    return [x - 3 * (y - x) for x, y in zip(received, trained, strict=True)]

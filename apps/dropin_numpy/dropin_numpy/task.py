@@ -1,4 +1,4 @@
-"""Model, data, and how one node trains and evaluates: plain NumPy, no Flower, no torch."""
+"""Model, data, training and evaluation on one node: plain NumPy, no Flower, no torch."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Data = tuple[Floats, NDArray[np.int64]]
 
 
 def points(count: int, seed: int) -> Data:
-    """Return points of Gaussian clouds that overlap a little, one cloud a class."""
+    """Return points of overlapping Gaussian clouds, one per class."""
     centres = np.random.default_rng(0).normal(size=(CLASSES, FEATURES)) * 0.7
     rng = np.random.default_rng((1, seed))
     labels = rng.integers(CLASSES, size=count)
@@ -17,19 +17,19 @@ def points(count: int, seed: int) -> Data:
 
 
 def held_out() -> Data:
-    """Return the server's points."""
+    """Return the server's held-out points."""
     return points(HELD_OUT, seed=0)
 
 
 def partition(partition_id: int) -> tuple[Data, Data]:
-    """Return one node's points: some to train with, some to evaluate with."""
+    """Return one node's points: for training and for evaluation."""
     inputs, labels = points(EXAMPLES, seed=1 + partition_id)
     cut = EXAMPLES * 4 // 5
     return (inputs[:cut], labels[:cut]), (inputs[cut:], labels[cut:])
 
 
 def initial(seed: int) -> list[Floats]:
-    """Return the arrays of the model before training: weights and biases."""
+    """Return the initial arrays: weights and biases."""
     weights = np.random.default_rng(seed).normal(size=(FEATURES, CLASSES)) * 0.01
     return [weights, np.zeros(CLASSES)]
 
@@ -45,7 +45,7 @@ def probabilities(arrays: list[Floats], inputs: Floats) -> Floats:
 def train(
     arrays: list[Floats], data: Data, epochs: int, lr: float
 ) -> tuple[list[Floats], list[float]]:
-    """Return the arrays after full gradient steps, and the loss before each."""
+    """Return the arrays after full-batch gradient steps, and the loss before each."""
     inputs, labels = data
     weights, biases = (array.copy() for array in arrays)
     losses = []

@@ -1,4 +1,4 @@
-"""The nodes: a few iterations on their own images. Nothing here knows which strategy is used."""
+"""The nodes: a few iterations on their own images, whatever the strategy."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -11,16 +11,18 @@ app = ClientApp()
 
 @app.train()
 def train_fn(message: Message, context: Context) -> Message:
-    """Train the model that came, and return it."""
+    """Train the received model, and return it."""
     settings = context.run_config
-    me, everybody = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
-    data, _ = partition(me, everybody)
-    given = message.content.array_records["arrays"].to_numpy_ndarrays()
-    before, _ = evaluate(given, data)
-    trained = train(given, data, int(settings["local-epochs"]), float(settings["regularisation"]))
+    node, nodes = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
+    data, _ = partition(node, nodes)
+    received = message.content.array_records["arrays"].to_numpy_ndarrays()
+    before, _ = evaluate(received, data)
+    trained = train(
+        received, data, int(settings["local-epochs"]), float(settings["regularisation"])
+    )
     after, _ = evaluate(trained, data)
-    if me < int(settings["byzantine-nodes"]):
-        trained = lie(given, trained)
+    if node < int(settings["byzantine-nodes"]):
+        trained = poison(received, trained)
     metrics = {
         "num-examples": len(data[1]),
         "train_loss": after,
@@ -32,14 +34,14 @@ def train_fn(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate_fn(message: Message, context: Context) -> Message:
-    """Say how good the model that came is on this node's own images."""
-    me, everybody = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
-    _, data = partition(me, everybody)
+    """Evaluate the received model on this node's images."""
+    node, nodes = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
+    _, data = partition(node, nodes)
     loss, accuracy = evaluate(message.content.array_records["arrays"].to_numpy_ndarrays(), data)
     metrics = {"num-examples": len(data[1]), "eval_loss": loss, "eval_acc": accuracy}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def lie(given: list[Floats], trained: list[Floats]) -> list[Floats]:
-    """Go the opposite way, three times as far."""
-    return [np.asarray(x - 3 * (y - x)) for x, y in zip(given, trained, strict=True)]
+def poison(received: list[Floats], trained: list[Floats]) -> list[Floats]:
+    """Return the update times -3, as a Byzantine node."""
+    return [np.asarray(x - 3 * (y - x)) for x, y in zip(received, trained, strict=True)]

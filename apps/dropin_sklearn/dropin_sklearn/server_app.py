@@ -1,4 +1,4 @@
-"""The server: the model, the strategy, the evaluation, and the file that is left at the end."""
+"""The server: model, strategy, evaluation and the saved file."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -34,6 +34,6 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def central_evaluation(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-    """Return loss and accuracy on the server's own images."""
+    """Return loss and accuracy on the server's held-out images."""
     loss, accuracy = evaluate(arrays.to_numpy_ndarrays(), held_out())
     return MetricRecord({"loss": loss, "accuracy": accuracy})

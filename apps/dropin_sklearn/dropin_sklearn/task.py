@@ -1,4 +1,4 @@
-"""Model, data, and how one node trains and evaluates: plain scikit-learn, no Flower, no torch."""
+"""Model, data, training and evaluation on one node: plain scikit-learn, no Flower, no torch."""
 
 import warnings
 from functools import lru_cache
@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 HELD_OUT = 360
-"""Images that the server keeps for its own evaluation."""
+"""Images held out for the server's evaluation."""
 CLASSES, PIXELS = np.arange(10), 64
 Floats = NDArray[np.float64]
 Data = tuple[Floats, NDArray[np.int64]]
@@ -25,25 +25,25 @@ def digits() -> Data:
 
 
 def held_out() -> Data:
-    """Return the server's images."""
+    """Return the server's held-out images."""
     images, labels = digits()
     return images[:HELD_OUT], labels[:HELD_OUT]
 
 
 def partition(partition_id: int, num_partitions: int) -> tuple[Data, Data]:
-    """Return one node's images: four fifths to train with, one fifth to evaluate with."""
+    """Return one node's images: four fifths for training, one fifth for evaluation."""
     images, labels = (part[HELD_OUT:][partition_id::num_partitions] for part in digits())
     cut = len(images) * 4 // 5
     return (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
 
 
 def initial() -> list[Floats]:
-    """Return the arrays of the model before training: coefficients and intercepts."""
+    """Return the initial arrays: coefficients and intercepts."""
     return [np.zeros((len(CLASSES), PIXELS)), np.zeros(len(CLASSES))]
 
 
 def model_of(arrays: list[Floats], **settings: Any) -> LogisticRegression:
-    """Return the model with these arrays."""
+    """Return a model with these arrays."""
     model = LogisticRegression(warm_start=True, **settings)
     model.classes_ = CLASSES
     model.coef_, model.intercept_ = arrays
@@ -51,10 +51,10 @@ def model_of(arrays: list[Floats], **settings: Any) -> LogisticRegression:
 
 
 def train(arrays: list[Floats], data: Data, epochs: int, regularisation: float) -> list[Floats]:
-    """Return the arrays after a few iterations from where they are."""
+    """Return the arrays after a few more iterations."""
     model = model_of(arrays, max_iter=epochs, C=regularisation)
     with warnings.catch_warnings():
-        # That it has not converged after a few iterations is what is wanted.
+        # A few iterations are not meant to converge.
         warnings.simplefilter("ignore")
         model.fit(*data)
     return [model.coef_, model.intercept_]

@@ -1,4 +1,4 @@
-"""The nodes: local epochs on their own images. Nothing here knows which strategy is used."""
+"""The nodes: local epochs on their own images, whatever the strategy."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -11,19 +11,19 @@ app = ClientApp()
 
 @app.train()
 def train_fn(message: Message, context: Context) -> Message:
-    """Train the model that came, and return it."""
+    """Train the received model, and return it."""
     config, settings = message.content.config_records["config"], context.run_config
-    me, everybody = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
-    # Each round has its own batches; the same ones in every run with this seed.
-    seed = 10_000 * int(settings["seed"]) + 100 * int(config["server-round"]) + me
-    loader, _ = partition(me, everybody, int(settings["batch-size"]), seed)
+    node, nodes = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
+    # Each round has its own batches, the same in all runs with this seed.
+    seed = 10_000 * int(settings["seed"]) + 100 * int(config["server-round"]) + node
+    loader, _ = partition(node, nodes, int(settings["batch-size"]), seed)
     model = Net()
-    given = message.content.array_records["arrays"].to_torch_state_dict()
-    model.load_state_dict(given)
+    received = message.content.array_records["arrays"].to_torch_state_dict()
+    model.load_state_dict(received)
     losses = train(model, loader, int(settings["local-epochs"]), float(config["lr"]))
     trained = model.state_dict()
-    if me < int(settings["byzantine-nodes"]):
-        trained = lie(given, trained)
+    if node < int(settings["byzantine-nodes"]):
+        trained = poison(received, trained)
     metrics = {
         "num-examples": len(loader.dataset),
         "train_loss": losses[-1],
@@ -35,9 +35,9 @@ def train_fn(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate_fn(message: Message, context: Context) -> Message:
-    """Say how good the model that came is on this node's own images."""
-    me, everybody = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
-    _, loader = partition(me, everybody, int(context.run_config["batch-size"]), seed=0)
+    """Evaluate the received model on this node's images."""
+    node, nodes = (int(context.node_config[k]) for k in ("partition-id", "num-partitions"))
+    _, loader = partition(node, nodes, int(context.run_config["batch-size"]), seed=0)
     model = Net()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     loss, accuracy = evaluate(model, loader)
@@ -45,9 +45,9 @@ def evaluate_fn(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def lie(given: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Go the opposite way, three times as far."""
+def poison(received: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the update times -3, as a Byzantine node."""
     return {
-        name: given[name] - 3 * (value - given[name]) if value.is_floating_point() else value
+        name: received[name] - 3 * (value - received[name]) if value.is_floating_point() else value
         for name, value in trained.items()
     }

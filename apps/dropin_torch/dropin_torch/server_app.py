@@ -1,4 +1,4 @@
-"""The server: the model, the strategy, the evaluation, and the file that is left at the end."""
+"""The server: model, strategy, evaluation and the saved file."""
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
@@ -17,13 +17,13 @@ def main(grid: Grid, context: Context) -> None:
     settings = context.run_config
     torch.manual_seed(int(settings["seed"]))
     model = Net()
-    # The line that changes: AsyncRobust takes FedAvg's arguments, and is told which arrays are
-    # statistics of the batch norm, because a state_dict does not say so.
-    given = {"fraction_train": 1.0, "fraction_evaluate": 0.5, "min_available_nodes": 2}
+    # The line that changes: AsyncRobust takes FedAvg's arguments, and the names of the batch norm's
+    # statistics, which a state_dict does not tell apart.
+    arguments = {"fraction_train": 1.0, "fraction_evaluate": 0.5, "min_available_nodes": 2}
     if settings["strategy"] == "async":
-        strategy = AsyncRobust(**given, buffers=buffer_names(model))
+        strategy = AsyncRobust(**arguments, buffers=buffer_names(model))
     else:
-        strategy = {"fedavg": FedAvg, "fedmedian": FedMedian}[settings["strategy"]](**given)
+        strategy = {"fedavg": FedAvg, "fedmedian": FedMedian}[settings["strategy"]](**arguments)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def central_evaluation(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-    """Return loss and accuracy on the server's own images."""
+    """Return loss and accuracy on the server's held-out images."""
     model = Net()
     model.load_state_dict(arrays.to_torch_state_dict())
     loss, accuracy = evaluate(model, held_out())

@@ -1,4 +1,4 @@
-"""Model, data, and how one node trains and evaluates: plain PyTorch, no Flower."""
+"""Model, data, training and evaluation on one node: plain PyTorch, no Flower."""
 
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 HELD_OUT = 360
-"""Images that the server keeps for its own evaluation."""
+"""Images held out for the server's evaluation."""
 
 
 class Net(nn.Module):
@@ -38,7 +38,7 @@ def digits() -> TensorDataset:
 
 
 def held_out() -> DataLoader[tuple[Tensor, ...]]:
-    """Return the server's images."""
+    """Return the server's held-out images."""
     images, labels = digits().tensors
     return DataLoader(TensorDataset(images[:HELD_OUT], labels[:HELD_OUT]), batch_size=HELD_OUT)
 
@@ -46,14 +46,14 @@ def held_out() -> DataLoader[tuple[Tensor, ...]]:
 def partition(
     partition_id: int, num_partitions: int, batch_size: int, seed: int
 ) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
-    """Return one node's images: four fifths to train with, one fifth to evaluate with."""
+    """Return one node's images: four fifths for training, one fifth for evaluation."""
     images, labels = (part[HELD_OUT:][partition_id::num_partitions] for part in digits().tensors)
     cut = len(images) * 4 // 5
     generator = torch.Generator().manual_seed(seed)
-    mine = TensorDataset(images[:cut], labels[:cut])
+    examples = TensorDataset(images[:cut], labels[:cut])
     rest = TensorDataset(images[cut:], labels[cut:])
     # Batch norm cannot train on a batch of one.
-    train = DataLoader(mine, batch_size, shuffle=True, drop_last=True, generator=generator)
+    train = DataLoader(examples, batch_size, shuffle=True, drop_last=True, generator=generator)
     return train, DataLoader(rest, batch_size=HELD_OUT)
 
 

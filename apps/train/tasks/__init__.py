@@ -1,4 +1,4 @@
-"""Data sets with their models, one a file; a file that declares TASK is found by its name."""
+"""Data sets with their models, one in each module; a module that defines TASK is discovered."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -20,6 +20,6 @@ def discover() -> Mapping[str, Task]:
     >>> discover()["digits"].classes
     10
     """
-    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
-    declared = [module.TASK for module in modules if hasattr(module, "TASK")]
-    return MappingProxyType({task.name: task for task in declared})
+    modules = [import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__)]
+    found = [module.TASK for module in modules if hasattr(module, "TASK")]
+    return MappingProxyType({task.name: task for task in found})

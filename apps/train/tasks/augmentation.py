@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their labels true."""
+"""Random changes of training images that keep their labels."""
 
 import torch
 from torch import Generator, Tensor
@@ -8,15 +8,15 @@ PADDING = 2
 
 
 def crop_and_flip(images: Tensor, generator: Generator) -> Tensor:
-    """Shift each image by up to two pixels each way, black moving in, and mirror every second.
+    """Shift each image by up to two pixels, padded with black, and mirror it with probability 1/2.
 
     Parameters
     ----------
     images : Tensor
         (n, channels, height, width), of any dtype; not written.
     generator : Generator
-        On the CPU. Its state and the batch decide the result: μ² takes two gradients of one
-        batch, and both must see the same images.
+        On the CPU. The same state and batch give the same images, as the two gradients of μ²
+        on one batch need.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from apps.train.tasks.augmentation import crop_and_flip
 from apps.train.tasks.files import Files
 from apps.train.tasks.networks import Standardise, cnn, mlp
 from apps.train.tasks.task import Split, Task
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 PIXELS = Standardise(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0.2616))
 
@@ -22,15 +22,15 @@ PIXELS = Standardise(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0
 def read(folder: Path) -> tuple[Split, Split]:
     """Return training and test examples: (n, 3, 32, 32) uint8 and (n,) int64.
 
-    The files are pickles. torchvision opens one only if its checksum is that of the original,
-    so nobody else's code is run.
+    The files are pickles; torchvision loads only those with the original's checksum, so no
+    foreign code is executed.
 
     Raises
     ------
     ConfigError
         If a file is not the original.
     """
-    # Here, because torchvision takes a second or two to import and other tasks do not need it.
+    # Imported late: torchvision takes a second or two, and other tasks do not need it.
     from torchvision.datasets import CIFAR10
 
     try:

@@ -1,4 +1,4 @@
-"""Handwritten digits of scikit-learn: 1,797 real 8x8 images inside the package, no download."""
+"""Handwritten digits of scikit-learn: 1,797 8x8 images, included in the package."""
 
 from pathlib import Path
 
@@ -14,11 +14,10 @@ SPLIT_SEED = 0
 
 
 def read(folder: Path) -> tuple[Split, Split]:
-    """Return training and test examples; `folder` is not needed.
+    """Return training and test examples; `folder` is ignored.
 
-    Pixels are shifted and scaled by the mean and deviation of all training pixels. With pixels
-    in [0, 1] the gradients of all examples share one large direction, and with stale gradients
-    that direction decides how small the step must be.
+    Pixels are standardised by the mean and deviation of all training pixels. With pixels in
+    [0, 1] all gradients share one large direction, which under staleness bounds the step size.
     """
     del folder
     raw = load_digits()

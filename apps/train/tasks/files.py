@@ -1,10 +1,10 @@
-"""Where the files of a data set lie, and how they come there."""
+"""The files of a data set: finding and downloading them."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Files:
     names : tuple of str
         The files.
     folders : tuple of str
-        Where they may lie, relative to the data directory; the first that has all is taken.
+        Candidates relative to the data directory; the first with all files is used.
     suffixes : tuple of str, default ("",)
-        What may stand behind each name, for example ".gz".
+        What may follow each name, for example ".gz".
     """
 
     dataset: str
@@ -29,12 +29,12 @@ class Files:
     suffixes: tuple[str, ...] = ("",)
 
     def check(self, data_dir: str, download: bool) -> None:
-        """Raise `ConfigError` if the files are neither there nor to be downloaded to `data_dir`."""
+        """Raise `ConfigError` if the files are missing in `data_dir` and must not be downloaded."""
         if not data_dir or not (download or self._found(data_dir)):
             raise self._missing(data_dir)
 
     def obtain(self, data_dir: str) -> Path:
-        """Return the folder that has the files, after a download if none has them.
+        """Return the folder with the files, downloaded first if missing.
 
         Raises
         ------
@@ -62,15 +62,15 @@ class Files:
         return ConfigError("data-dir", data_dir, legal, fix)
 
     def _download(self, data_dir: Path) -> None:
-        # Here, because torchvision takes a second or two to import and most runs do not need it.
+        # Imported late: torchvision takes a second or two, and most runs do not need it.
         from torchvision import datasets
 
         try:
-            # Elsewhere first: another process must never find half a file.
-            with TemporaryDirectory(dir=data_dir, prefix="download-") as arrived:
-                getattr(datasets, self.dataset)(arrived, download=True)
-                for file in filter(Path.is_file, sorted(Path(arrived).rglob("*"))):
-                    target = data_dir / file.relative_to(arrived)
+            # Into a temporary folder first: no other process may find half a file.
+            with TemporaryDirectory(dir=data_dir, prefix="download-") as temporary:
+                getattr(datasets, self.dataset)(temporary, download=True)
+                for file in filter(Path.is_file, sorted(Path(temporary).rglob("*"))):
+                    target = data_dir / file.relative_to(temporary)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(target)
         except (RuntimeError, OSError) as error:
@@ -80,6 +80,6 @@ class Files:
 
 
 def find(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path | None:
-    """Return the path of a file in a folder, with the first suffix with which it is there."""
+    """Return the path of a file, with the first suffix that exists, or None."""
     paths = (folder / f"{name}{suffix}" for suffix in suffixes)
     return next((path for path in paths if path.is_file()), None)

@@ -1,7 +1,7 @@
-"""Images and labels in IDX files, the format of MNIST and of what was made to replace it.
+"""Images and labels in IDX files, the format of MNIST and Fashion-MNIST.
 
-torchvision's reader takes unpacked files in a folder of its own choice only, and importing it
-takes longer than reading 70,000 images: these lines take a file packed or not.
+torchvision reads only unpacked files in a folder of its own, and importing it takes longer than
+reading 70,000 images. This reader accepts files packed or not.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apps.train.tasks.files import Files, find
 from apps.train.tasks.task import Split
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 PARTS = ("train", "t10k")
 IMAGES, LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
@@ -23,14 +23,14 @@ UNSIGNED_BYTES = 8
 
 
 def files(dataset: str) -> Files:
-    """Return what a data set in this format consists of, by its class in torchvision.
+    """Return the files of a data set in this format, by its class in torchvision.
 
     Examples
     --------
     >>> files("MNIST").folders
     ('MNIST/raw', '')
     """
-    # Its own folder first: the names of the files are the same for all data sets of this format.
+    # Its own folder first: all data sets in this format have the same file names.
     names = tuple(name.format(part) for part in PARTS for name in (IMAGES, LABELS))
     return Files(dataset, names, (f"{dataset}/raw", ""), SUFFIXES)
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> tuple[Split, Split]:
     Raises
     ------
     ConfigError
-        If a file is damaged, or the numbers of images and labels differ.
+        If a file is damaged, or has fewer or more labels than images.
     """
     training, test = (_split(folder, part) for part in PARTS)
     return training, test
@@ -57,7 +57,7 @@ def _split(folder: Path, part: str) -> Split:
 
 
 def _tensor(folder: Path, name: str, dimensions: int) -> Tensor:
-    """Read one file: two zeros, a type, a number of dimensions, the sizes, then the values."""
+    """Read one file: two zero bytes, type, number of dimensions, sizes, values."""
     path = find(folder, name, SUFFIXES)
     assert path is not None, f"Files found {name} in {folder}"
     try:
@@ -66,7 +66,7 @@ def _tensor(folder: Path, name: str, dimensions: int) -> Tensor:
         head = 4 + 4 * dimensions
         shape = np.frombuffer(data, ">u4", count=dimensions, offset=4).tolist()
         if data[:4] != bytes((0, 0, UNSIGNED_BYTES, dimensions)):
-            raise ValueError("its first bytes are others")
+            raise ValueError("wrong header")
         return torch.frombuffer(data, dtype=torch.uint8, offset=head).reshape(shape)
     except (ValueError, RuntimeError, OSError, EOFError, zlib.error) as error:
         legal = f"a directory whose {path.name} is a whole IDX file of bytes ({error})"

@@ -1,7 +1,7 @@
-"""How examples fall to nodes: each to exactly one, the same whatever node asks.
+"""Partitions of the examples among the nodes, the same on every node.
 
-flwr-datasets has such partitioners, but it would bring pyarrow, pandas and datasets into the
-environment that every `flwr run` builds: these lines are ours for that reason.
+flwr-datasets has such partitioners, but would add pyarrow, pandas and datasets to the environment
+that every `flwr run` builds.
 """
 
 import re
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_byzasync.errors import ConfigError
+from flwr_byzasync import ConfigError
 
 Partition = Callable[[Tensor, int, int], list[Tensor]]
 """``(labels, nodes, seed) -> indices of each node's examples``."""
 
 FIX = "pass 'iid', or for example 'dirichlet(0.5)'"
 LARGEST = 1e12
-"""Beyond it shares are equal to a millionth, and much further sums overflow."""
+"""Above it shares are equal to a millionth, and far above sums overflow."""
 
 
 def build(text: str) -> Partition:
-    """Return the partition of a run-config's text.
+    """Return the partition for a run-config value.
 
     Raises
     ------
@@ -37,9 +37,9 @@ def build(text: str) -> Partition:
     """
     if text == "iid":
         return iid
-    found = re.fullmatch(r"dirichlet\((.*)\)", text)
+    match = re.fullmatch(r"dirichlet\((.*)\)", text)
     try:
-        alpha = float(found[1]) if found else 0.0
+        alpha = float(match[1]) if match else 0.0
     except ValueError:
         alpha = 0.0
     if not 0 < alpha < np.inf:
@@ -48,14 +48,14 @@ def build(text: str) -> Partition:
 
 
 def iid(labels: Tensor, nodes: int, seed: int) -> list[Tensor]:
-    """Deal a seeded shuffle like cards; sizes differ by one at most.
+    """Deal a seeded shuffle round-robin; sizes differ by at most one.
 
     Parameters
     ----------
     labels : Tensor
         (n,), of all training examples.
     nodes : int
-        How many shares, in [1, n].
+        Number of parts, in [1, n].
     seed : int
         Of the shuffle.
 
@@ -70,10 +70,10 @@ def iid(labels: Tensor, nodes: int, seed: int) -> list[Tensor]:
 
 
 def dirichlet(alpha: float, labels: Tensor, nodes: int, seed: int) -> list[Tensor]:
-    """Share out each class in proportions drawn from a symmetric Dirichlet distribution.
+    """Split each class in proportions drawn from a symmetric Dirichlet distribution.
 
-    A small `alpha` gives most of a class to few nodes, a large one about the same to all. A node
-    that would have nothing takes one example from the node that has most.
+    A small `alpha` concentrates a class on few nodes, a large one spreads it evenly. An empty node
+    takes one example from the largest.
 
     Parameters
     ----------

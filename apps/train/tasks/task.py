@@ -1,4 +1,4 @@
-"""What a task is: data, and the models that fit it."""
+"""A task: a data set and the models for it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from apps.train.tasks.files import Files
 class Split:
     """Examples and their labels, (n, ...) and (n,) int64.
 
-    Inputs are what the task's models take: floats, or uint8 pixels for models that begin with
-    `Standardise`. Several processes of a simulation each hold the data, and 60,000 images of
-    28x28 are 47 MB in bytes, 188 MB in float32.
+    Inputs are floats, or uint8 pixels for models that begin with `Standardise`: each process of
+    a simulation holds the data, and 60,000 images of 28x28 take 47 MB as uint8, 188 MB as float32.
     """
 
     inputs: Tensor
@@ -25,7 +24,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and the models that fit it.
+    """A data set and the models for it.
 
     Parameters
     ----------
@@ -34,11 +33,11 @@ class Task:
     classes : int
         Labels are 0 .. classes − 1.
     read : callable
-        ``folder -> (training, test)``; the same split every time.
+        ``folder -> (training, test)``, always the same split.
     models : mapping of str to callable
-        Value of the run-config key ``model`` -> a way to make it.
+        Value of the run-config key ``model`` -> constructor.
     files : Files, optional
-        What must lie in the data directory; a task without it needs none.
+        Files that the data directory must have; none if omitted.
     augment : callable, optional
         ``(inputs, generator) -> inputs`` of a training batch.
     """
@@ -51,12 +50,12 @@ class Task:
     augment: Callable[[Tensor, Generator], Tensor] | None = None
 
     def check(self, data_dir: str, download: bool = False) -> None:
-        """Look whether the files are there, without reading them.
+        """Check that the files exist, without reading them.
 
         Raises
         ------
         ConfigError
-            If they are not and may not be downloaded, naming those that are looked for.
+            If they are missing and must not be downloaded, with their names.
         """
         if self.files is not None:
             self.files.check(data_dir, download)
@@ -67,9 +66,9 @@ class Task:
         Parameters
         ----------
         data_dir : str
-            Where the files lie. Nothing is written there but a download.
+            Folder of the files. Only a download writes to it.
         download : bool, default False
-            Whether files that are missing may be downloaded.
+            Whether missing files may be downloaded.
 
         Raises
         ------
@@ -80,7 +79,7 @@ class Task:
         return self.read(self.files.obtain(data_dir) if self.files else Path(data_dir))
 
     def make_model(self, name: str, seed: int) -> nn.Module:
-        """Return a model whose initial values follow from the seed alone."""
+        """Return a model whose initial values depend only on the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.models[name]()

@@ -1,6 +1,6 @@
-"""Clients on NumPy alone, since every message starts a process: honest, slow, and hostile ones.
+"""NumPy clients, since every message starts a process: honest, slow and hostile.
 
-A node's behaviour is named in its node-config.
+The node-config names a node's behaviour.
 """
 
 import os
@@ -31,7 +31,7 @@ SLOW_SECONDS = 4.0
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer as this node's behaviour says."""
+    """Reply according to this node's behaviour."""
     content = BEHAVIOURS[str(context.node_config["behaviour"])](message, context)
     return Message(content, reply_to=message)
 
@@ -59,14 +59,14 @@ def boastful(message: Message, context: Context) -> RecordDict:
 
 
 def slow(message: Message, context: Context) -> RecordDict:
-    """Say that the computation has begun, and take a while."""
+    """Mark the start of the computation, and take some seconds."""
     (_output(context) / "computing").touch()
     time.sleep(SLOW_SECONDS)
     return honest(message, context)
 
 
 def dying(message: Message, context: Context) -> RecordDict:
-    """End the process without a word at the first message of all; be honest afterwards."""
+    """Exit the process at the first message of all; be honest afterwards."""
     died = _output(context) / "died"
     if not died.exists():
         died.touch()
@@ -75,11 +75,11 @@ def dying(message: Message, context: Context) -> RecordDict:
 
 
 def hostile(message: Message, context: Context) -> RecordDict:
-    """Break a reply in another way each time."""
-    asked = context.state.config_records.get("asked", ConfigRecord({"times": 0}))
-    times = int(str(asked["times"]))
-    context.state["asked"] = ConfigRecord({"times": times + 1})
-    return HOSTILITIES[times % len(HOSTILITIES)](honest(message, context))
+    """Break each reply in a different way."""
+    previous = context.state.config_records.get("replies", ConfigRecord({"count": 0}))
+    count = int(str(previous["count"]))
+    context.state["replies"] = ConfigRecord({"count": count + 1})
+    return HOSTILITIES[count % len(HOSTILITIES)](honest(message, context))
 
 
 def _raise(reply: RecordDict) -> RecordDict:

@@ -1,15 +1,15 @@
-"""AsyncRobust with checkpoints, which writes down what happens for the tests to read."""
+"""AsyncRobust with checkpoints, which records its progress for the tests."""
 
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_byzasync import AsyncRobust, Liveness, Quorum
+from flwr_byzasync import AsyncRobust, Checkpoints, Liveness, Quorum, Statistics
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
-from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.optimizers import SGD
 from least_squares import task
 
@@ -18,7 +18,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Begin the run of the run-config's output-dir, or go on with it."""
+    """Start the run of the run-config's output-dir, or resume it."""
     output = Path(str(context.run_config["output-dir"]))
     num_rounds, size, every = (
         int(str(context.run_config[key]))
@@ -37,19 +37,10 @@ def main(grid: Grid, context: Context) -> None:
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         loss = task.loss({name: array.numpy() for name, array in arrays.items()})
-        told = strategy.statistics()
-        line = {
-            "run": str(context.run_id),
-            "round": server_round,
-            "loss": loss,
-            "accepted": told.accepted,
-            "steps": told.steps,
-            "replies": {str(node): count for node, count in told.replies.items()},
-            "weights": {str(node): weight for node, weight in told.weights.items()},
-            "reasons": {reason.name: count for reason, count in told.reasons.items()},
-        }
+        entry = {"run": str(context.run_id), "round": server_round, "loss": loss}
+        entry |= counts(strategy.statistics())
         with (output / "progress.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(entry) + "\n")
         return MetricRecord({"loss": loss})
 
     result = strategy.start(
@@ -61,3 +52,14 @@ def main(grid: Grid, context: Context) -> None:
     )
     losses = {k: metrics["loss"] for k, metrics in result.evaluate_metrics_serverapp.items()}
     (output / "result.json").write_text(json.dumps({"losses": losses}))
+
+
+def counts(statistics: Statistics) -> dict[str, Any]:
+    """Return the statistics of a run as JSON."""
+    return {
+        "accepted": statistics.accepted,
+        "steps": statistics.steps,
+        "replies": {str(node): count for node, count in statistics.replies.items()},
+        "weights": {str(node): weight for node, weight in statistics.weights.items()},
+        "reasons": {reason.name: count for reason, count in statistics.reasons.items()},
+    }

@@ -22,7 +22,7 @@ def loss(model: Mapping[str, NDArray[np.float64]]) -> float:
 
 
 def gradient(model: Mapping[str, NDArray[np.float64]], partition: int, count: int) -> Arrays:
-    """Return the gradient on the batch that a node draws for its reply number `count`."""
+    """Return the gradient on the batch of a node's reply number `count`."""
     generator = np.random.default_rng([partition, count])
     inputs = generator.standard_normal((BATCH, SOLUTION["weight"].size))
     labels = inputs @ SOLUTION["weight"] + SOLUTION["bias"]

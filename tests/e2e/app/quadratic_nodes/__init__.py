@@ -1,1 +1,1 @@
-"""A Flower app as a user of this package would write it: a quadratic, one node in three a liar."""
+"""A Flower app of a user of this package: a quadratic, one Byzantine node in three."""

@@ -1,10 +1,10 @@
-"""Honest nodes pull the model to 1, with a buffer and a counter; node 0 lies by a client mod."""
+"""Honest nodes pull the model to 1, with a buffer and a counter; a client mod attacks on node 0."""
 
 import torch
 from flwr.app import Context
 
 from flwr_byzasync import Gradient, Query, client_app
-from flwr_byzasync.adversary.client_mods import attack_mod
+from flwr_byzasync.adversary import attack_mod
 from flwr_byzasync.attacks import SignFlip
 from flwr_byzasync.estimators import mu2
 
@@ -18,7 +18,7 @@ def gradient(query: Query) -> Gradient:
 
 
 def attack(context: Context) -> SignFlip | None:
-    """Node 0 sends the opposite of what it should."""
+    """Return the attack of node 0."""
     return SignFlip() if context.node_config["partition-id"] == 0 else None
 
 

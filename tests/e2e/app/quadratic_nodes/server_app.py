@@ -1,4 +1,4 @@
-"""AsyncRobust, and a file that says what became of the run."""
+"""AsyncRobust, and a file with the outcome of the run."""
 
 import json
 from importlib.metadata import version
@@ -17,7 +17,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and write the outcome down."""
+    """Train, and write the outcome."""
     strategy = AsyncRobust(
         CoordinateWiseMedian(),
         SGD(lr=0.2),
@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
         quorum=Quorum(3),
         min_available_nodes=3,
         updates_per_round=20,
-        # By count, a liar faster than the others together would have the majority.
+        # With counts, a Byzantine node faster than the others together would have the majority.
         weights="uniform",
     )
     start = {"w": torch.zeros(3), "mean": torch.zeros(1), "batches": torch.tensor(0)}
@@ -38,13 +38,13 @@ def main(grid: Grid, context: Context) -> None:
     result = strategy.start(
         grid, ArrayRecord(start), num_rounds=3, timeout=120.0, evaluate_fn=evaluate
     )
-    told = strategy.statistics()
+    statistics = strategy.statistics()
     outcome = {
         "flwr": version("flwr"),
         "model": {name: array.numpy().tolist() for name, array in result.arrays.items()},
         "rounds": rounds,
-        "accepted": told.accepted,
-        "weights": sorted(told.weights.values()),
-        "rejected": {reason.name: count for reason, count in told.reasons.items()},
+        "accepted": statistics.accepted,
+        "weights": sorted(statistics.weights.values()),
+        "rejected": {reason.name: count for reason, count in statistics.reasons.items()},
     }
     Path(str(context.run_config["output"])).write_text(json.dumps(outcome))
