@@ -187,7 +187,7 @@ def test_when_all_nodes_are_gone_the_run_ends_in_time_with_what_is_there(
     assert "0 nodes are connected" in caplog.text
 
 
-def test_when_all_nodes_come_back_in_time_the_run_goes_on() -> None:
+def test_when_all_nodes_come_back_in_time_the_run_continues() -> None:
     churn = [Churn(10.0 + node, node, "leave") for node in range(3)]
     churn += [Churn(35.0, node, "join") for node in range(3)]
     strategy = strategy_of(updates_per_round=6)
