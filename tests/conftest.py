@@ -23,10 +23,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM as Python has them by default, in the tests and in what they start.
+    """Python's default SIGINT and SIGTERM handlers, in the tests and in the processes they start.
 
-    Where pytest runs in the background of a script it inherits an ignored SIGINT, which the
-    package would leave ignored, and which every process that a test starts would inherit too.
+    A pytest in the background of a script inherits an ignored SIGINT, which the package would
+    leave ignored, and every child process would inherit it too.
     """
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -39,7 +39,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _task_identity() -> Iterator[None]:
-    """From flwr 1.38 a Message can only be built inside a task: pretend to be one, and stop."""
+    """Since flwr 1.38 a Message can only be built inside a task: pretend to be one."""
     with pretend_task(run_id=1, node_id=1):
         yield
 
@@ -53,7 +53,7 @@ def message(_task_identity: None) -> Message:
     return query
 
 
-# --- the last line of a run that leaves tests out -------------------------------------------
+# --- the summary of a run that leaves tests out ----------------------------------------------
 
 TIERS = ("slow", "deployment")
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
@@ -72,7 +72,7 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With pytest-xdist each worker collects all tests: let the one that reports know."""
+    """With pytest-xdist each worker collects all tests: send the counts to the controller."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
@@ -88,8 +88,8 @@ def pytest_terminal_summary(
 ) -> Generator[None, None, None]:
     yield
     counts = terminalreporter.config.stash[LEFT_OUT]
-    told = [f"{count} {tier} (pytest -m {tier})" for tier, count in counts.items() if count]
-    if told:
+    parts = [f"{count} {tier} (pytest -m {tier})" for tier, count in counts.items() if count]
+    if parts:
         terminalreporter.write_line(
-            f"Tests left out: {', '.join(told)}. `.ci/run` runs everything."
+            f"Tests left out: {', '.join(parts)}. `.ci/run` runs everything."
         )

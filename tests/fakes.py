@@ -16,7 +16,7 @@ Behaviour = Callable[[Message], RecordDict | Error | None]
 
 @dataclass
 class FakeClock:
-    """Time that passes only when somebody sleeps."""
+    """Time that passes only in `sleep`."""
 
     now: float = 0.0
 
@@ -30,7 +30,7 @@ class FakeClock:
 
 @dataclass
 class FakeNode:
-    """A node with a behaviour and a time that each reply takes."""
+    """A node with a behaviour and a reply time."""
 
     behave: Behaviour
     seconds: float = 1.0
@@ -40,7 +40,7 @@ class FakeNode:
 
 @dataclass
 class FakeGrid(Grid):
-    """Delivers messages to `FakeNode`s and their replies when their time has come."""
+    """Delivers messages to `FakeNode`s, and their replies when they are due."""
 
     clock: FakeClock
     nodes: dict[int, FakeNode]
@@ -74,10 +74,10 @@ class FakeGrid(Grid):
             self.sent.append(message)
             ids.append(message.metadata.message_id)
             node = self.nodes[message.metadata.dst_node_id]
-            answer = node.behave(message)
-            if answer is not None:
+            reply = node.behave(message)
+            if reply is not None:
                 node.busy_until = max(node.busy_until, self.clock.now) + node.seconds
-                self.waiting[ids[-1]] = (node.busy_until, Message(answer, reply_to=message))
+                self.waiting[ids[-1]] = (node.busy_until, Message(reply, reply_to=message))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

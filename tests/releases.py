@@ -1,4 +1,4 @@
-"""Which release of Flower is installed, and what to do with tests that need a newer one."""
+"""Which release of Flower is installed, and how to skip tests that need a newer one."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Settings of the strategy in short: by field name, whichever group each belongs to."""
+"""Shorthand for the strategy's settings: by field name, whichever group each belongs to."""
 
 from dataclasses import fields
 from typing import Any
@@ -23,5 +23,5 @@ def grouped(**settings: Any) -> dict[str, Any]:
 
 
 def policy_of(payload: Payload | None = None, **settings: Any) -> Policy:
-    """Return a policy of fields of Quorum and Liveness."""
+    """Return a policy from fields of Quorum and Liveness."""
     return Policy(payload=Momenta() if payload is None else payload, **grouped(**settings))

@@ -17,10 +17,10 @@ def query(value: float, count: int, number: int = 0, **extra: ArrayRecord) -> Me
     return Message(content, dst_node_id=1, message_type="train")
 
 
-def noisy(asked: Query) -> Gradient:
+def noisy(query: Query) -> Gradient:
     """Gradient x + z with the batch z drawn from the query's generator."""
-    z = torch.randn(1, 2, generator=asked.generator)
-    return Gradient({"w": asked.parameters["w"] + z}, metrics={"z": float(z[0, 0])})
+    z = torch.randn(1, 2, generator=query.generator)
+    return Gradient({"w": query.parameters["w"] + z}, metrics={"z": float(z[0, 0])})
 
 
 def sent(reply: Message) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_batches_depend_on_seed_partition_and_count_and_on_nothing_else() -> Non
     assert draw(seed=5) != draw()
 
 
-def test_memory_survives_between_messages_and_a_lost_one_starts_afresh() -> None:
+def test_memory_survives_between_messages_and_a_node_without_it_starts_afresh() -> None:
     app, context = client_app(noisy, estimator=mu2()), context_of()
     answer(app, context, 1.0, 0)
     remembered = answer(app, context, 3.0, 1)
@@ -88,10 +88,10 @@ def test_memory_of_another_model_is_not_used() -> None:
     assert torch.equal(answer(app, context, 1.0, 0), answer(app, context_of(), 1.0, 0))
 
 
-def test_buffers_come_from_the_query_s_own_point_and_the_rest_goes_back_as_it_came() -> None:
-    def gradient(asked: Query) -> Gradient:
-        asked.buffers["mean"].add_(asked.parameters["w"].sum())
-        return Gradient({"w": asked.parameters["w"]}, buffers={"mean": asked.buffers["mean"]})
+def test_buffers_come_from_the_query_s_point_and_the_others_return_unchanged() -> None:
+    def gradient(query: Query) -> Gradient:
+        query.buffers["mean"].add_(query.parameters["w"].sum())
+        return Gradient({"w": query.parameters["w"]}, buffers={"mean": query.buffers["mean"]})
 
     app, context = client_app(gradient, estimator=mu2()), context_of()
     for value in (1.0, 5.0):
@@ -116,7 +116,7 @@ def test_estimator_and_device_can_be_chosen_from_the_context() -> None:
 
 
 def test_a_gradient_function_that_raises_is_flower_s_to_report() -> None:
-    def gradient(asked: Query) -> Gradient:
+    def gradient(query: Query) -> Gradient:
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):

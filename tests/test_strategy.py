@@ -117,8 +117,8 @@ def test_a_liar_s_metrics_do_not_distort_those_of_a_round() -> None:
     clock = FakeClock()
 
     def boasting(message: Message) -> RecordDict:
-        told = MetricRecord({"train_loss": 1e200, "num-examples": 10**12, "mine": 5.0})
-        return reply_to(message, metrics=told)
+        metrics = MetricRecord({"train_loss": 1e200, "num-examples": 10**12, "mine": 5.0})
+        return reply_to(message, metrics=metrics)
 
     strategy = strategy_on(clock)
     result = strategy.start(grid_of(clock, honest, honest, boasting), ArrayRecord(START), 3)
@@ -143,7 +143,7 @@ def test_staleness_is_the_server_s_own_count_of_steps() -> None:
         (lambda m: reply_to(m, config=ConfigRecord({"byz.query": -1})), Reason.WRONG_PAYLOAD),
     ],
 )
-def test_a_faulty_node_is_counted_shut_after_five_and_does_not_stall(
+def test_a_faulty_node_is_quarantined_after_five_faults_and_stalls_nobody(
     behaviour: Behaviour, reason: Reason
 ) -> None:
     clock = FakeClock()
@@ -175,7 +175,7 @@ def test_a_silent_node_does_not_stall_the_loop_and_is_asked_again() -> None:
     assert sum(m.metadata.dst_node_id == 3 for m in grid.sent) == 3
 
 
-def test_a_founder_that_never_replies_is_not_waited_for_when_it_is_lost() -> None:
+def test_an_initial_node_that_never_replies_is_not_waited_for_once_it_is_lost() -> None:
     clock = FakeClock()
     strategy = strategy_on(clock, reply_timeout=5.0)
     grid = grid_of(clock, honest, honest, silent)
@@ -283,7 +283,7 @@ def test_a_network_that_fails_for_a_while_is_logged_once_and_costs_no_node_anyth
 
 
 @pytest.mark.parametrize("code", [0, 3, 5, 8])
-def test_faults_of_the_network_never_shut_a_node(code: int) -> None:
+def test_network_faults_never_quarantine_a_node(code: int) -> None:
     clock = FakeClock()
     calls: list[int] = []
 
@@ -313,7 +313,7 @@ def test_the_first_round_lasts_until_the_first_step() -> None:
     assert strategy.statistics().steps > 15
 
 
-def test_a_silent_founder_is_waited_for_a_minute_at_most() -> None:
+def test_a_silent_initial_node_is_waited_for_a_minute_at_most() -> None:
     clock = FakeClock()
     grid = grid_of(clock, *[honest] * 4, silent)
     strategy = strategy_on(clock, updates_per_round=20)
@@ -335,7 +335,7 @@ def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
     assert "2 have replied, and the first step needs 3" in caplog.text
 
 
-def test_when_every_node_is_shut_from_the_start_the_run_ends_at_once(
+def test_when_every_node_is_quarantined_from_the_start_the_run_ends_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -345,21 +345,21 @@ def test_when_every_node_is_shut_from_the_start_the_run_ends_at_once(
     assert "every connected node is quarantined" in caplog.text
 
 
-@pytest.mark.parametrize("ill", [1000.0, 1e9], ids=["well again in time", "for ever"])
+@pytest.mark.parametrize("outage", [1000.0, 1e9], ids=["well again in time", "for ever"])
 def test_when_every_node_is_shut_later_the_run_waits_for_their_way_back(
-    ill: float, caplog: pytest.LogCaptureFixture
+    outage: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that is away for a quarter of an hour must not end a run of a week."""
     clock = FakeClock()
 
-    def ill_for_a_while(message: Message) -> Any:
-        return (raising if 50 < clock.now < 50 + ill else honest)(message)
+    def failing_for_a_while(message: Message) -> Any:
+        return (raising if 50 < clock.now < 50 + outage else honest)(message)
 
     strategy = strategy_on(clock, updates_per_round=20, poll_interval=1.0)
-    grid = grid_of(clock, *[ill_for_a_while] * 3)
+    grid = grid_of(clock, *[failing_for_a_while] * 3)
     with caplog.at_level(logging.ERROR, logger="flwr"):
         result = strategy.start(grid, ArrayRecord(START), 20)
-    if ill < 1e9:
+    if outage < 1e9:
         assert strategy.statistics().accepted == 400 and float(final(result).norm()) < 0.1
         assert clock.now > 1050 and not caplog.text
     else:
@@ -370,11 +370,11 @@ def test_when_every_node_is_shut_later_the_run_waits_for_their_way_back(
 def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rule that bounds nobody: no model of NaN, no checkpoint of one, no node that is blamed."""
-    clock, least = FakeClock(), torch.finfo(dtype).min
+    """A rule that bounds nobody: no model of NaN, no checkpoint of one, and no node is blamed."""
+    clock, lowest = FakeClock(), torch.finfo(dtype).min
 
     def huge(message: Message) -> RecordDict:
-        return reply_to(message, lambda x: torch.full_like(x, least))
+        return reply_to(message, lambda x: torch.full_like(x, lowest))
 
     strategy = strategy_on(clock, aggregator=Mean(), optimizer=SGD(4.0), updates_per_round=5)
     start = {"w": START["w"].to(dtype)}
@@ -386,23 +386,23 @@ def test_a_step_that_leaves_the_range_of_numbers_is_taken_back_and_ends_the_run(
     assert "The run ends in round 1" in last and "left the range" in last
 
 
-def test_who_was_told_of_is_forgotten_with_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was logged once is remembered, but not for a week of ever new ids."""
+def test_logged_faults_are_forgotten_with_their_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was logged once is remembered, but not for ever-changing ids."""
     monkeypatch.setattr("flwr_byzasync.core.membership.MAX_ABSENT", 3)
-    clock, told = FakeClock(), []
+    clock, remembered = FakeClock(), []
 
     class Changing(FakeGrid):
         def get_node_ids(self) -> list[int]:
             stranger = 100 + int(self.clock.now)
             self.nodes.setdefault(stranger, FakeNode(broken, 0.5))
-            told.append(len(strategy._hooks.endpoint._logged))
+            remembered.append(len(strategy._hooks.endpoint._logged))
             return [1, 2, stranger]
 
     strategy = strategy_on(clock, nodes=2, updates_per_round=50, poll_interval=0.5)
     nodes = {key: FakeNode(honest) for key in (1, 2)}
     strategy.start(Changing(clock, nodes), ArrayRecord(START), 6)
     known = 3 + 3
-    assert len(nodes) - 2 > known * len(Reason) >= max(told) > 0
+    assert len(nodes) - 2 > known * len(Reason) >= max(remembered) > 0
 
 
 def test_a_node_that_connects_first_does_not_start_alone() -> None:
@@ -424,7 +424,7 @@ def test_a_node_that_connects_first_does_not_start_alone() -> None:
     assert float(final(result).norm()) < float(START["w"].norm())
 
 
-def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
+def test_a_model_that_a_wrapper_changed_between_rounds_is_adopted() -> None:
     clock = FakeClock()
     strategy = strategy_on(clock, optimizer=AnyTimeSGD(0.1, gamma=0.5))
     grid = grid_of(clock, honest, honest)
@@ -445,14 +445,14 @@ def test_a_model_that_a_wrapper_changed_between_rounds_is_taken_over() -> None:
     assert torch.equal(after.w - before.w, after.x - before.x) and after.step == before.step
 
 
-@pytest.mark.parametrize("given", [{"v": torch.zeros(2)}, {"w": torch.full((2,), torch.nan)}])
-def test_a_model_of_other_names_or_no_numbers_is_not_taken_over(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("model", [{"v": torch.zeros(2)}, {"w": torch.full((2,), torch.nan)}])
+def test_a_model_with_other_names_or_nan_is_not_adopted(model: dict[str, Any]) -> None:
     clock = FakeClock()
     strategy = strategy_on(clock)
     grid = grid_of(clock, honest, honest)
     strategy.configure_train(1, ArrayRecord(START), ConfigRecord(), grid)
     with pytest.raises(ConfigError, match=r"^arrays="):
-        strategy.configure_train(2, ArrayRecord(given), ConfigRecord(), grid)
+        strategy.configure_train(2, ArrayRecord(model), ConfigRecord(), grid)
 
 
 def test_a_query_that_the_network_refuses_is_counted_and_sent_later() -> None:
@@ -503,7 +503,7 @@ def test_too_few_nodes_end_the_run_in_time_and_say_so(caplog: pytest.LogCaptureF
     assert 30.0 <= clock.now < 35.0
 
 
-def test_each_round_has_one_line_and_rejections_do_not_flood_the_log(
+def test_each_round_is_one_log_line_and_rejections_do_not_flood_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -517,7 +517,7 @@ def test_each_round_has_one_line_and_rejections_do_not_flood_the_log(
     for part in ("[ROUND 2/2]", "40 replies", "/s)", "accuracy 0.5", "staleness", "left"):
         assert part in rounds[1]
     about_faults = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(about_faults) == 2  # the first NaN, and being shut
+    assert len(about_faults) == 2  # the first NaN, and the quarantine
 
 
 def test_a_model_with_buffers_keeps_them_apart_and_whole() -> None:
@@ -575,7 +575,7 @@ def test_flower_s_synchronous_loop_drives_the_same_state_through_the_round_hooks
     assert statistics.reasons == {Reason.NON_FINITE: 5}
 
 
-def test_a_second_run_of_the_same_strategy_starts_anew() -> None:
+def test_a_second_run_of_the_same_strategy_starts_afresh() -> None:
     clock = FakeClock()
     strategy = strategy_on(clock)
     for start in (AsyncRobust.start, Strategy.start, Strategy.start):
@@ -583,7 +583,7 @@ def test_a_second_run_of_the_same_strategy_starts_anew() -> None:
         assert strategy.statistics().accepted == 6
 
 
-def test_the_model_of_an_unfinished_round_is_not_thrown_away() -> None:
+def test_the_model_of_an_unfinished_round_is_not_discarded() -> None:
     clock = FakeClock()
     grid = grid_of(clock, lambda m: honest(m) if clock.now < 8.0 else None)
     strategy = strategy_on(clock, nodes=1, updates_per_round=100)

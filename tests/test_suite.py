@@ -1,4 +1,4 @@
-"""The suite itself: it passes whoever starts it, and says what it leaves out."""
+"""The test suite: it passes however it is started, and says what it leaves out."""
 
 import os
 import re
@@ -30,19 +30,17 @@ def run_pytest(*arguments: str, before: str = "", returns: int = 0) -> str:
 
 @pytest.mark.slow
 def test_signals_reach_the_tests_of_a_pytest_that_was_started_with_sigint_ignored() -> None:
-    test = "tests/checkpoints/test_resume.py::test_the_same_nodes_in_a_new_run_are_asked_again"
+    test = "tests/checkpoints/test_resume.py::test_the_same_nodes_in_a_new_run_are_queried_again"
     assert "1 passed" in run_pytest(test, before="trap '' INT;")
 
 
 @pytest.mark.slow
-def test_a_run_that_leaves_tests_out_says_how_to_run_them_and_one_that_does_not_says_nothing() -> (
-    None
-):
-    few = ["--collect-only", "-q", __file__, "tests/deployment"]
+def test_only_a_run_that_leaves_tests_out_says_how_to_run_them() -> None:
+    options = ["--collect-only", "-q", __file__, "tests/deployment"]
     assert re.search(
         r"^Tests left out: \d+ slow \(pytest -m slow\), "
         r"\d+ deployment \(pytest -m deployment\)\. `\.ci/run` runs everything\.$",
-        run_pytest(*few, returns=5),
+        run_pytest(*options, returns=5),
         re.MULTILINE,
     )
-    assert "Tests left out" not in run_pytest(*few, "-m", "")
+    assert "Tests left out" not in run_pytest(*options, "-m", "")

@@ -1,4 +1,4 @@
-"""Which tests plain `pytest` runs, and which it leaves to `pytest -m slow`."""
+"""Which tests plain `pytest` runs, and which need `pytest -m slow`."""
 
 from typing import Any
 

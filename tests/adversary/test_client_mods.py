@@ -30,14 +30,14 @@ from tests.fakes import FakeClock, context_of
 Tensors = dict[str, torch.Tensor]
 
 
-def noisy(asked: Query) -> Gradient:
+def noisy(query: Query) -> Gradient:
     """Gradient x + z with the batch z drawn from the query's generator."""
-    z = torch.randn(1, 2, generator=asked.generator)
-    return Gradient({"w": asked.parameters["w"] + z}, metrics={"z": float(z[0, 0])})
+    z = torch.randn(1, 2, generator=query.generator)
+    return Gradient({"w": query.parameters["w"] + z}, metrics={"z": float(z[0, 0])})
 
 
 def query(value: float, count: int = 0, kind: str = "train") -> Message:
-    """Return a query of AsyncRobust's."""
+    """Return a query as AsyncRobust sends it."""
     keys = {"byz.query": 0, "byz.count": count, "byz.payload": "momentum"}
     arrays = ArrayRecord({"w": torch.tensor([[value, value]])})
     content = RecordDict({"arrays": arrays, "config": ConfigRecord(keys)})
@@ -55,7 +55,7 @@ def vector_of(reply: Message) -> list[float]:
 def lying(attack: VectorAttack | None, **settings: Callable[..., object]) -> ClientApp:
     """Return a ClientApp that honestly sends the query's arrays, with an attack as a mod."""
     mod = attack_mod(lambda context: attack, **settings)  # type: ignore[arg-type]
-    return client_app(lambda asked: Gradient(dict(asked.parameters)), estimator=sgd(), mods=[mod])
+    return client_app(lambda query: Gradient(dict(query.parameters)), estimator=sgd(), mods=[mod])
 
 
 def trained(model: Tensors, attack: VectorAttack, **after: torch.Tensor) -> Tensors:
@@ -107,7 +107,7 @@ def test_only_some_nodes_lie_if_the_attack_is_chosen_from_the_context() -> None:
         return SignFlip() if context.node_config["partition-id"] == 1 else None
 
     app = client_app(
-        lambda asked: Gradient(dict(asked.parameters)), estimator=sgd(), mods=[attack_mod(attack)]
+        lambda query: Gradient(dict(query.parameters)), estimator=sgd(), mods=[attack_mod(attack)]
     )
     replies = [vector_of(app(query(1.0), context_of(node))) for node in (0, 1)]
     assert replies == [[1.0, 1.0], [-1.0, -1.0]]
@@ -117,7 +117,7 @@ def test_only_some_nodes_lie_if_the_attack_is_chosen_from_the_context() -> None:
 def test_where_replies_are_models_the_pseudo_gradient_is_attacked() -> None:
     model, after = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 5.0])
     assert torch.equal(trained({"w": model}, SignFlip(), w=after)["w"], 2 * model - after)
-    # Nothing of the step is left, all of it turned round, three times over:
+    # The step is reversed, and three times as long:
     lie = trained({"w": model}, SignFlip(scale=3.0), w=after)["w"]
     assert torch.equal(lie, model + 3 * (model - after))
 
@@ -138,34 +138,34 @@ def test_integer_arrays_of_a_model_survive_and_order_and_dtypes_stay() -> None:
     assert all(bool((x == 0).all()) for x in lie.values())
 
 
-def test_a_reply_that_is_no_model_of_the_query_is_refused() -> None:
+def test_a_reply_that_does_not_match_the_query_s_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^reply="):
         trained({"w": torch.ones(2)}, SignFlip(), w=torch.ones(3))
 
 
 def test_an_unknown_payload_is_refused() -> None:
-    asked = query(1.0)
-    asked.content.config_records["config"]["byz.payload"] = "riddle"
+    message = query(1.0)
+    message.content.config_records["config"]["byz.payload"] = "riddle"
     with pytest.raises(ConfigError, match=r"^byz\.payload='riddle'"):
-        lying(SignFlip())(asked, context_of())
+        lying(SignFlip())(message, context_of())
 
 
 def test_buffers_in_their_own_record_and_other_records_stay_honest() -> None:
-    asked = query(1.0)
-    asked.content["buffers"] = ArrayRecord({"mean": torch.tensor([0.5])})
-    reply = lying(SignFlip())(asked, context_of())
+    message = query(1.0)
+    message.content["buffers"] = ArrayRecord({"mean": torch.tensor([0.5])})
+    reply = lying(SignFlip())(message, context_of())
     assert vector_of(reply) == [-1.0, -1.0] and float(sent(reply, "buffers")["mean"]) == 0.5
     assert dict(reply.content["config"]) == {"byz.query": 0, "byz.payload": "momentum"}
 
 
-def test_records_of_other_names_are_found() -> None:
+def test_records_of_other_names_are_used() -> None:
     mod = attack_mod(lambda context: SignFlip(), arrayrecord_key="x", configrecord_key="c")
     app = client_app(
-        lambda asked: Gradient(dict(asked.parameters)), estimator=sgd(), mods=[mod],
+        lambda query: Gradient(dict(query.parameters)), estimator=sgd(), mods=[mod],
         arrayrecord_key="x", configrecord_key="c",
     )  # fmt: skip
-    asked = query(1.0).content
-    content = RecordDict({"x": asked["arrays"], "c": asked["config"]})
+    original = query(1.0).content
+    content = RecordDict({"x": original["arrays"], "c": original["config"]})
     reply = app(Message(content, dst_node_id=1, message_type="train"), context_of())
     assert sent(reply, "x")["w"].tolist() == [[-1.0, -1.0]]
 
@@ -177,7 +177,7 @@ def test_the_number_of_the_reply_survives_between_messages() -> None:
     assert replies == [1.0, 1.0, -1.0, 1.0, 1.0, -1.0]
 
 
-def test_honest_vectors_survive_between_messages_and_no_more_than_are_wanted() -> None:
+def test_honest_vectors_survive_between_messages_and_no_more_than_are_needed() -> None:
     app, context = lying(StaleReplay(age=2)), context_of()
     replies = [vector_of(app(query(value), context))[0] for value in (1.0, 2.0, 3.0, 4.0, 5.0)]
     assert replies == [1.0, 1.0, 1.0, 2.0, 3.0]
@@ -203,7 +203,7 @@ def test_vectors_of_another_model_are_not_used() -> None:
     assert vector_of(app(query(2.0), context)) == [2.0, 2.0]
 
 
-def test_an_attack_is_shown_no_more_vectors_than_it_wants() -> None:
+def test_an_attack_is_passed_no_more_vectors_than_it_needs() -> None:
     context = context_of()
     for value in (9.0, 1.0, 5.0):
         lying(Empire(epsilon=1.0, memory=3))(query(value), context)
@@ -222,32 +222,32 @@ def test_a_base_s_vectors_are_remembered_for_it() -> None:
     assert [vector_of(app(query(value), context))[0] for value in (2.0, 4.0)] == [-2.0, -3.0]
 
 
-def test_an_attack_that_needs_everything_is_refused_and_told_where_it_can_be_had() -> None:
+def test_an_attack_that_needs_everything_is_refused_in_favour_of_omniscient_grid() -> None:
     for attack in (Mimic(), Little(z="optimised"), Sleeper(base=Empire(epsilon="optimised"))):
         with pytest.raises(ConfigError, match="OmniscientGrid"):
             lying(attack)(query(1.0), context_of())
 
 
-def test_a_strength_that_needs_counts_is_refused_where_nobody_counts() -> None:
+def test_a_strength_that_needs_counts_is_refused_where_there_are_none() -> None:
     with pytest.raises(ConfigError, match=r"z='paper'.*pass for example z=1\.5"):
         lying(Little())(query(1.0), context_of())
 
 
 def test_what_a_node_knows_is_its_own_and_depends_on_seed_partition_and_reply() -> None:
-    seen: list[Knowledge] = []
+    spied: list[Knowledge] = []
 
     class Spy(MinMax):
         def craft(self, honest: torch.Tensor, knowledge: Knowledge = Knowledge()) -> torch.Tensor:  # noqa: B008
-            seen.append(knowledge)
+            spied.append(knowledge)
             return honest.clone()
 
     context = context_of()
     for _ in range(2):
         lying(Spy())(query(1.0), context)
-    assert [known.reply for known in seen] == [0, 1]
-    assert seen[1].rows is not None and seen[1].rows.tolist() == [[1.0, 1.0]] * 2
-    assert seen[1].weights is not None and seen[1].weights.tolist() == [1, 1]
-    assert seen[1].rule is None and seen[1].honest_weight is seen[1].byzantine_weight is None
+    assert [known.reply for known in spied] == [0, 1]
+    assert spied[1].rows is not None and spied[1].rows.tolist() == [[1.0, 1.0]] * 2
+    assert spied[1].weights is not None and spied[1].weights.tolist() == [1, 1]
+    assert spied[1].rule is None and spied[1].honest_weight is spied[1].byzantine_weight is None
 
     def draw(seed: int = 1, partition: int = 0) -> list[list[float]]:
         torch.rand(1)  # the global generator must not matter
@@ -262,9 +262,9 @@ def test_what_a_node_knows_is_its_own_and_depends_on_seed_partition_and_reply() 
 def slow_app(attack: VectorAttack, clock: FakeClock) -> ClientApp:
     """Return a ClientApp whose honest work takes 2 s of a fake clock."""
 
-    def gradient(asked: Query) -> Gradient:
+    def gradient(query: Query) -> Gradient:
         clock.sleep(2.0)
-        return Gradient(dict(asked.parameters))
+        return Gradient(dict(query.parameters))
 
     mod = attack_mod(lambda context: attack, sleep=clock.sleep, clock=clock)
     return client_app(gradient, estimator=sgd(), mods=[mod])
@@ -276,7 +276,7 @@ def test_a_delay_is_slept_after_the_time_that_honest_work_took() -> None:
     assert clock.now == 30.0 and vector_of(reply) == [-1.0, -1.0]
 
 
-def test_spent_time_cannot_be_had_back() -> None:
+def test_time_already_spent_is_not_recovered() -> None:
     clock = FakeClock()
     slow_app(Flood(), clock)(query(1.0), context_of())
     assert clock.now == 2.0
@@ -304,9 +304,9 @@ def test_draws_of_a_delay_are_seeded_by_the_reply() -> None:
     assert times() == times() and len(set(times())) == 3
 
 
-# --- replies that are none -----------------------------------------------------------------------
-def test_a_client_app_that_raises_or_sends_nothing_stays_as_it_is() -> None:
-    def raising(asked: Query) -> Gradient:
+# --- replies without content ---------------------------------------------------------------------
+def test_a_client_app_that_raises_or_sends_nothing_is_left_alone() -> None:
+    def raising(query: Query) -> Gradient:
         raise RuntimeError("boom")
 
     mod, context = attack_mod(lambda context: SignFlip()), context_of()

@@ -1,4 +1,4 @@
-"""OmniscientGrid rewrites liars' replies, and nothing else; what they know is what was sent."""
+"""OmniscientGrid rewrites liars' replies, and nothing else; liars know what was sent."""
 
 import pickle
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from flwr_byzasync.optimizers import SGD
 
 @dataclass(frozen=True)
 class Spy:
-    """Sends zeros and keeps what it was shown."""
+    """Sends zeros, and records what it was passed."""
 
     INFO: ClassVar[AttackInfo] = AttackInfo("spy", Needs.EVERYTHING, ("here",))
     memory: int = 2
@@ -41,11 +41,11 @@ class Spy:
         return torch.zeros_like(honest)
 
 
-def telling(message: Message, context: Context) -> Message:
+def counting(message: Message, context: Context) -> Message:
     """Reply partition-id + 1 in each coordinate, plus 10 for each earlier reply."""
-    told = context.state.metric_records.get("told", MetricRecord({"times": 0}))
-    times = int(told["times"])  # type: ignore[arg-type]
-    context.state["told"] = MetricRecord({"times": times + 1})
+    past = context.state.metric_records.get("past", MetricRecord({"times": 0}))
+    times = int(past["times"])  # type: ignore[arg-type]
+    context.state["past"] = MetricRecord({"times": times + 1})
     value = float(context.node_config["partition-id"]) + 1.0 + 10.0 * times
     arrays = ArrayRecord({"x": Array(torch.full((2,), value).numpy())})
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord()}), reply_to=message)
@@ -59,7 +59,7 @@ def query(node_id: int, payload: str = "momentum", kind: str = "train") -> Messa
     )
 
 
-def ask(grid: Grid, node_id: int, **kwargs: Any) -> Message:
+def exchange(grid: Grid, node_id: int, **kwargs: Any) -> Message:
     ids = list(grid.push_messages([query(node_id, **kwargs)]))
     grid.sleep(1.0)  # type: ignore[attr-defined]
     (reply,) = grid.pull_messages(ids)
@@ -71,19 +71,19 @@ def values(reply: Message) -> list[float]:
 
 
 def test_only_the_liars_replies_are_rewritten() -> None:
-    with VirtualGrid(telling, 3) as inner:
+    with VirtualGrid(counting, 3) as inner:
         grid = OmniscientGrid(inner, SignFlip(), [inner.node_ids[0]])
-        told = [values(ask(grid, node_id)) for node_id in inner.node_ids]
-    assert told == [[-1.0, -1.0], [2.0, 2.0], [3.0, 3.0]]
+        replies = [values(exchange(grid, node_id)) for node_id in inner.node_ids]
+    assert replies == [[-1.0, -1.0], [2.0, 2.0], [3.0, 3.0]]
 
 
 def test_a_liar_knows_the_honest_vectors_their_counts_and_the_rule() -> None:
     spy, rule = Spy(), CoordinateWiseMedian()
-    with VirtualGrid(telling, 4) as inner:
+    with VirtualGrid(counting, 4) as inner:
         first, second, *honest = inner.node_ids
         grid = OmniscientGrid(inner, spy, [first, second], rule=rule)
         for node_id in (first, honest[0], honest[0], honest[1], second, first):
-            ask(grid, node_id)
+            exchange(grid, node_id)
     vector, known = spy.calls[0]
     assert vector.tolist() == [1.0, 1.0] and known.rows is None and known.rule is rule
     assert (known.honest_weight, known.byzantine_weight, known.reply) == (0, 1, 0)
@@ -98,42 +98,42 @@ def test_a_liar_knows_the_honest_vectors_their_counts_and_the_rule() -> None:
 
 def test_colluders_know_only_what_they_themselves_would_send() -> None:
     spy = Spy()
-    with VirtualGrid(telling, 4) as inner:
+    with VirtualGrid(counting, 4) as inner:
         first, second, *honest = inner.node_ids
         grid = OmniscientGrid(inner, spy, [first, second], knowledge="colluders")
         for node_id in (honest[0], first, second):
-            ask(grid, node_id)
+            exchange(grid, node_id)
     known = spy.calls[1][1]
     assert known.rows is not None and known.rows.tolist() == [[1.0, 1.0], [2.0, 2.0]]
     assert (known.honest_weight, known.byzantine_weight) == (1, 2)
 
 
-def test_no_more_history_is_kept_than_is_wanted() -> None:
+def test_no_more_history_is_kept_than_is_needed() -> None:
     spy = Spy(memory=2)
-    with VirtualGrid(telling, 1) as inner:
+    with VirtualGrid(counting, 1) as inner:
         grid = OmniscientGrid(inner, spy, inner.node_ids)
         for _ in range(5):
-            ask(grid, inner.node_ids[0])
+            exchange(grid, inner.node_ids[0])
     assert [old.tolist()[0] for old in spy.calls[4][1].history] == [21.0, 31.0]
 
 
 @pytest.mark.parametrize("payload", ["model", ""])
 def test_of_a_model_the_pseudo_gradient_is_attacked(payload: str) -> None:
-    with VirtualGrid(telling, 1) as inner:
+    with VirtualGrid(counting, 1) as inner:
         grid = OmniscientGrid(inner, SignFlip(), inner.node_ids)
         # 2 · query − weights
-        assert values(ask(grid, inner.node_ids[0], payload=payload)) == [199.0, 199.0]
+        assert values(exchange(grid, inner.node_ids[0], payload=payload)) == [199.0, 199.0]
 
 
-def test_evaluations_and_questions_pass_unchanged() -> None:
-    with VirtualGrid(telling, 1) as inner:
+def test_evaluations_and_other_messages_pass_unchanged() -> None:
+    with VirtualGrid(counting, 1) as inner:
         grid = OmniscientGrid(inner, SignFlip(), inner.node_ids)
         for kind in ("evaluate", "query"):
-            assert min(values(ask(grid, inner.node_ids[0], kind=kind))) > 0
+            assert min(values(exchange(grid, inner.node_ids[0], kind=kind))) > 0
 
 
 def broken(fault: str) -> Any:
-    """Return an array record that is none, in many ways."""
+    """Return an array record that cannot be used."""
     whole = Array(torch.full((2,), 1.0).numpy())
     huge = whole.data.replace(b"(2,)", b"(99999999999999,)")
     arrays = {
@@ -157,11 +157,9 @@ FAULTS = [
 
 @pytest.mark.parametrize("payload", ["momentum", "model"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_node_that_fails_passes_unchanged_and_spoils_nobodys_lie(
-    fault: str, payload: str
-) -> None:
+def test_a_failed_reply_passes_unchanged_and_affects_no_lie(fault: str, payload: str) -> None:
     def app(message: Message, context: Context) -> Message:
-        reply = telling(message, context)
+        reply = counting(message, context)
         if context.node_config["partition-id"] == 1:
             return reply
         if fault == "raise":
@@ -177,22 +175,22 @@ def test_a_node_that_fails_passes_unchanged_and_spoils_nobodys_lie(
         with VirtualGrid(app, 2) as inner:
             grid = OmniscientGrid(inner, spy, [inner.node_ids[liar] for liar in liars])
             for _ in range(2):
-                ask(grid, inner.node_ids[0], payload=payload)
-                ask(grid, inner.node_ids[1], payload=payload)
+                exchange(grid, inner.node_ids[0], payload=payload)
+                exchange(grid, inner.node_ids[1], payload=payload)
             assert len(spy.calls) == (0 if liars == [0] else 2)
             assert grid.snapshot()[1].counts == {inner.node_ids[1]: 2}
 
 
 @pytest.mark.parametrize("attack", [Little(), Empire()])
-def test_colluders_that_are_heard_first_need_nobody_else(attack: Any) -> None:
-    with VirtualGrid(telling, 2) as inner:
+def test_colluders_that_reply_first_need_nobody_else(attack: Any) -> None:
+    with VirtualGrid(counting, 2) as inner:
         grid = OmniscientGrid(inner, attack, [inner.node_ids[0]], knowledge="colluders")
-        assert all(abs(value) < 2 for value in values(ask(grid, inner.node_ids[0])))
+        assert all(abs(value) < 2 for value in values(exchange(grid, inner.node_ids[0])))
 
 
-def test_who_a_reply_claims_to_answer_means_nothing() -> None:
+def test_the_query_that_a_reply_claims_to_answer_is_ignored() -> None:
     def app(message: Message, context: Context) -> Message:
-        reply = telling(message, context)
+        reply = counting(message, context)
         reply.metadata.__dict__["_reply_to_message_id"] = "m0"
         return reply
 
@@ -203,7 +201,7 @@ def test_who_a_reply_claims_to_answer_means_nothing() -> None:
 
 
 def test_refused_queries_are_not_waited_for() -> None:
-    with VirtualGrid(telling, 1) as inner:
+    with VirtualGrid(counting, 1) as inner:
         grid = OmniscientGrid(inner, SignFlip(), inner.node_ids)
         grid.push_messages([query(12345)])
         assert grid.snapshot()[1].unanswered == {}
@@ -211,14 +209,14 @@ def test_refused_queries_are_not_waited_for() -> None:
 
 
 def test_a_timeout_ends_the_waiting() -> None:
-    with VirtualGrid(telling, 2) as inner:
+    with VirtualGrid(counting, 2) as inner:
         grid = OmniscientGrid(inner, SignFlip(), [])
         assert grid.send_and_receive([query(inner.node_ids[0])], timeout=0.5) == []
         assert inner.clock() == 0.5
 
 
 def test_the_inner_grids_clock_and_ids_are_passed_on_and_private_things_are_not() -> None:
-    with VirtualGrid(telling, 2) as inner:
+    with VirtualGrid(counting, 2) as inner:
         grid = OmniscientGrid(inner, SignFlip(), [])
         assert grid.node_ids == inner.node_ids and grid.clock() == inner.clock()
         assert list(grid.get_node_ids()) == list(inner.get_node_ids())
@@ -242,7 +240,7 @@ def error_of(attack: Any, rule: Any, liars: int = 4, rounds: int = 30) -> float:
     return float((result.arrays.to_torch_state_dict()["x"] - 1.0).norm())
 
 
-def test_an_attack_that_sees_all_ruins_the_mean_and_not_a_robust_rule() -> None:
+def test_an_omniscient_attack_ruins_the_mean_and_not_a_robust_rule() -> None:
     attack = Empire(epsilon=2.0)
     assert error_of(attack, Mean()) > 1.0  # never gets anywhere
     assert error_of(attack, CoordinateWiseMedian()) < 0.5
@@ -256,25 +254,25 @@ def test_little_biases_a_median_more_the_more_it_deviates() -> None:
 
 
 def test_send_and_receive_is_rewritten_too() -> None:
-    with VirtualGrid(telling, 2) as inner:
+    with VirtualGrid(counting, 2) as inner:
         grid = OmniscientGrid(inner, SignFlip(), [inner.node_ids[0]])
         replies = grid.send_and_receive([query(node_id) for node_id in inner.node_ids])
         assert [values(reply) for reply in replies] == [[-1.0, -1.0], [2.0, 2.0]]
 
 
 @pytest.mark.parametrize("attack", [StaleReplay(age=2), Little()])
-def test_a_world_restored_goes_on_with_the_same_lies(attack: Any) -> None:
-    with VirtualGrid(telling, 3) as inner:
+def test_a_restored_snapshot_continues_with_the_same_lies(attack: Any) -> None:
+    with VirtualGrid(counting, 3) as inner:
         grid = OmniscientGrid(inner, attack, [inner.node_ids[0]])
 
-        def go_on() -> list[list[float]]:
-            return [values(ask(grid, node_id)) for _ in range(4) for node_id in inner.node_ids]
+        def continue_run() -> list[list[float]]:
+            return [values(exchange(grid, node_id)) for _ in range(4) for node_id in inner.node_ids]
 
-        go_on()
-        world = pickle.loads(pickle.dumps(grid.snapshot()))
-        first = go_on()
-        grid.restore(world)
-        assert go_on() == first
+        continue_run()
+        snapshot = pickle.loads(pickle.dumps(grid.snapshot()))
+        first = continue_run()
+        grid.restore(snapshot)
+        assert continue_run() == first
 
 
 @pytest.mark.parametrize(
@@ -291,7 +289,7 @@ def test_a_world_restored_goes_on_with_the_same_lies(attack: Any) -> None:
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], argument: str) -> None:
-    grid = VirtualGrid(telling, 1)
+    grid = VirtualGrid(counting, 1)
     with pytest.raises(ConfigError) as caught:
         OmniscientGrid(grid, **{"attack": SignFlip(), "nodes": [], **settings})
     assert caught.value.argument == argument

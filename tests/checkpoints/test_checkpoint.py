@@ -1,4 +1,4 @@
-"""Checkpoints hold everything, are whole or refused by name, and are never half written."""
+"""Checkpoints contain everything, are whole or refused by name, and are never half written."""
 
 import json
 import logging
@@ -52,12 +52,12 @@ from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
 from flwr_byzasync.weights import Capped, Counts, StalenessDiscount, WeightPolicy
 from tests.settings import policy_of
 
-MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "seen": torch.tensor(4)}
+MODEL = {"w": torch.zeros(2, 2), "mean": torch.zeros(3), "count": torch.tensor(4)}
 NOT_OF_A_CLOCK = {
     (Node, "reply_times"), (Node, "metrics"), (PendingEvaluations, "answers"),
     (InFlightQuery, "limit"), (InFlightQuery, "paused_for"),
 }  # fmt: skip
-"""Floats in the state that are no seconds of a clock: durations, and what nodes tell."""
+"""Floats in the state that are not clock times: durations, and what nodes report."""
 
 
 def fresh(weigh: WeightPolicy | None = None) -> ServerState:
@@ -67,15 +67,15 @@ def fresh(weigh: WeightPolicy | None = None) -> ServerState:
 
 
 def position_at(now: float, state: ServerState) -> Position:
-    questions = PendingEvaluations(
+    pending = PendingEvaluations(
         {"m9": EvaluationRequest(2, 1, now - 3.0)}, {2: ({"loss": 0.5},)}, polled_at=now
     )
-    began = RoundStart(now - 2.0, 4, 1)
-    return Position(now, 7.0, 3, 5, began, (1, 2, 3), '["of", 1, {}]\n', questions)
+    round_start = RoundStart(now - 2.0, 4, 1)
+    return Position(now, 7.0, 3, 5, round_start, (1, 2, 3), '["of", 1, {}]\n', pending)
 
 
 def played(seed: int, events: int = 12, weigh: WeightPolicy | None = None) -> ServerState:
-    """A state after some replies of three nodes, at times that follow from the seed."""
+    """A state after some replies of three nodes, at times drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     state, now = on_connected(fresh(weigh), [1, 2, 3]), 100.0
     for query in range(events):
@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
 
 
 def example(hint: Any, number: int) -> Any:
-    """Return a value of a declared type that is its default nowhere."""
+    """Return a value of a declared type that differs from every default."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     origin, args = get_origin(hint), get_args(hint)
@@ -142,7 +142,7 @@ def example(hint: Any, number: int) -> Any:
 
 @pytest.mark.parametrize("cls", [Node, InFlightQuery, Iterates, Position])
 def test_every_field_of_what_the_server_knows_is_saved(cls: type) -> None:
-    """A field that somebody adds is saved as it is declared, or this fails for want of a codec."""
+    """A new field is saved as it is declared, or this fails for want of a codec."""
     value, tensors = example(cls, 1000), {}
     document = json.loads(json.dumps(pack(value, cls, tensors)))
     assert plain(unpack(document, cls, tensors)) == plain(value)
@@ -162,14 +162,14 @@ def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> No
     assert {field.name for field in fields(ServerState)} == hints.keys() | skipped
 
 
-def test_a_table_keeps_nothing_that_is_not_saved_derived_or_passed_again() -> None:
-    derived_or_given = {"_aggregator", "_incremental", "_derived", "_weigh", "_weights"}
-    derived_or_given |= {"_moves_with_rows"}
+def test_a_table_keeps_nothing_but_what_is_saved_derived_or_passed_again() -> None:
+    derived_or_passed = {"_aggregator", "_incremental", "_derived", "_weigh", "_weights"}
+    derived_or_passed |= {"_moves_with_rows"}
     saved = {"_rows", "_counts", "_sent", "_step"}
-    assert set(vars(fresh().tables.parameters)) - {"__orig_class__"} == saved | derived_or_given
+    assert set(vars(fresh().tables.parameters)) - {"__orig_class__"} == saved | derived_or_passed
 
 
-def test_every_number_of_seconds_is_known_as_one_of_a_clock_or_not() -> None:
+def test_every_float_of_the_state_is_declared_as_a_clock_time_or_not() -> None:
     typed = {
         (cls, field.name): hint
         for cls in (
@@ -201,22 +201,22 @@ def test_a_state_goes_through_a_file_bit_for_bit(
         loaded, position = through_a_file(state, Path(name), now, weigh)
     shift = now - 200.0
     nodes = {key: replace(node, due=node.due + shift) for key, node in state.nodes.items()}
-    book = {
-        key: replace(line, sent_at=line.sent_at + shift) for key, line in state.in_flight.items()
+    in_flight = {
+        key: replace(query, sent_at=query.sent_at + shift) for key, query in state.in_flight.items()
     }
-    assert plain(loaded) == plain(replace(state, nodes=nodes, in_flight=book))
+    assert plain(loaded) == plain(replace(state, nodes=nodes, in_flight=in_flight))
     assert list(loaded.nodes) == list(state.nodes) and list(loaded.in_flight) == list(
         state.in_flight
     )
     before = position_at(200.0, state)
-    asked = {"m9": EvaluationRequest(2, 1, 197.0 + shift)}
-    questions = replace(before.evaluations, requests=asked, polled_at=200.0 + shift)
-    mark = RoundStart(198.0 + shift, 4, 1)
-    assert position == replace(before, now=now, round_start=mark, evaluations=questions)
+    requests = {"m9": EvaluationRequest(2, 1, 197.0 + shift)}
+    pending = replace(before.evaluations, requests=requests, polled_at=200.0 + shift)
+    round_start = RoundStart(198.0 + shift, 4, 1)
+    assert position == replace(before, now=now, round_start=round_start, evaluations=pending)
 
 
 @given(st.integers(0, 2**32))
-def test_what_goes_on_from_a_file_steps_as_what_never_stopped(seed: int) -> None:
+def test_a_resumed_state_steps_like_one_that_never_stopped(seed: int) -> None:
     state = played(seed)
     with TemporaryDirectory() as name:
         loaded, _ = through_a_file(state, Path(name), 200.0)
@@ -231,7 +231,7 @@ def test_what_goes_on_from_a_file_steps_as_what_never_stopped(seed: int) -> None
     assert ends[0] == ends[1]
 
 
-def test_an_optimizer_with_a_state_of_its_own_keeps_it(tmp_path: Path) -> None:
+def test_a_third_party_optimizer_s_state_is_saved(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Heavy(Iterates):
         velocity: Tensor | None = None
@@ -244,7 +244,7 @@ def test_an_optimizer_with_a_state_of_its_own_keeps_it(tmp_path: Path) -> None:
     assert plain(loaded.iterates) == plain(heavy)
 
 
-def test_a_tensor_that_is_met_again_is_written_once(tmp_path: Path) -> None:
+def test_a_shared_tensor_is_written_once(tmp_path: Path) -> None:
     state = initial_state(
         MODEL, ["mean"], CoordinateWiseMedian(), SGD(0.1), Policy(), torch.device("cpu")
     )
@@ -252,7 +252,7 @@ def test_a_tensor_that_is_met_again_is_written_once(tmp_path: Path) -> None:
     assert sum(tensor.shape == (4,) for tensor in tensors.values()) == 1
 
 
-def test_a_type_without_a_codec_is_refused_when_it_is_met() -> None:
+def test_a_type_without_a_codec_is_refused() -> None:
     with pytest.raises(TypeError, match="no codec"):
         pack(1j, complex, {})
     with pytest.raises(TypeError, match="no codec"):
@@ -267,7 +267,7 @@ def test_a_type_without_a_codec_is_refused_when_it_is_met() -> None:
         (3, tuple[int, ...]),
     ],
 )  # fmt: skip
-def test_what_is_not_of_its_type_is_a_misfit(value: object, hint: Any) -> None:
+def test_a_value_of_another_type_is_a_misfit(value: object, hint: Any) -> None:
     with pytest.raises(MisfitError):
         unpack(value, hint, {})
 
@@ -276,13 +276,13 @@ def test_what_is_not_of_its_type_is_a_misfit(value: object, hint: Any) -> None:
 
 
 @given(st.integers(0, 2**32), st.sets(st.sampled_from([1, 2, 3, 10**15 + 7])))
-def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: set[int]) -> None:
-    names = {1: 10**15 + 1, 2: 10**15 + 2, 3: 10**15 + 3}
+def test_without_absent_nodes_nothing_of_them_is_left(seed: int, here: set[int]) -> None:
+    ids = {1: 10**15 + 1, 2: 10**15 + 2, 3: 10**15 + 3}
     state = played(seed)
-    nodes = {names[key]: node for key, node in state.nodes.items()}
-    book = {k: replace(line, node_id=names[line.node_id]) for k, line in state.in_flight.items()}
-    state = replace(state, nodes=nodes, in_flight=book, initial_nodes=frozenset(names.values()))
-    present = [names.get(node_id, node_id) for node_id in sorted(here)]
+    nodes = {ids[key]: node for key, node in state.nodes.items()}
+    in_flight = {k: replace(q, node_id=ids[q.node_id]) for k, q in state.in_flight.items()}
+    state = replace(state, nodes=nodes, in_flight=in_flight, initial_nodes=frozenset(ids.values()))
+    present = [ids.get(node_id, node_id) for node_id in sorted(here)]
     rows = {
         key: state.tables.parameters.view().rows[n.row].tolist()
         for key, n in nodes.items()
@@ -290,8 +290,8 @@ def test_among_other_nodes_nothing_of_the_absent_ones_is_left(seed: int, here: s
     }
     after = without_absent(state, present)
     text = json.dumps(dump(after, Position(0.0, 0.0, 1, 1, RoundStart(0.0)), {})[0])
-    assert all(str(name) in text for name in present)
-    assert not any(str(name) in text for name in set(names.values()) - set(present))
+    assert all(str(node_id) in text for node_id in present)
+    assert not any(str(node_id) in text for node_id in set(ids.values()) - set(present))
     kept = [key for key in present if key in rows]
     for table in (after.tables.parameters, after.tables.buffers, after.tables.counters):
         assert sorted(after.nodes[key].row for key in kept) == list(range(len(table)))  # type: ignore[type-var]
@@ -323,7 +323,7 @@ def test_what_is_written_is_read_back_and_numbers_of_any_kind_survive(tmp_path: 
     assert plain(tensors) == plain(TENSORS)
 
 
-def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     (path,) = written(tmp_path)
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):
@@ -332,7 +332,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
             document, tensors = read_file(path)
         except DamagedError:
             continue
-        # What remains are spaces of the header, and the order of its keys.
+        # Only the header's whitespace and the order of its keys are not covered.
         assert document == DOCUMENT and plain(tensors) == plain(TENSORS), at
 
 
@@ -397,7 +397,7 @@ def test_the_last_few_are_kept_and_files_of_others_are_left_alone(tmp_path: Path
 
 
 @pytest.mark.parametrize("step", ["save_file", "_sync", "replace"])
-def test_a_write_that_fails_at_any_step_leaves_the_earlier_ones_and_no_rest(
+def test_a_write_that_fails_keeps_the_earlier_files_and_leaves_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before = written(tmp_path, count=3)
@@ -412,7 +412,7 @@ def test_a_write_that_fails_at_any_step_leaves_the_earlier_ones_and_no_rest(
     assert sorted(tmp_path.iterdir()) == sorted(before)
 
 
-def test_the_file_is_on_the_disk_before_it_has_its_name(
+def test_a_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -425,14 +425,14 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
     assert done == ["fsync", "rename", "fsync"]
 
 
-def test_what_a_killed_run_had_half_written_is_cleared_away(tmp_path: Path) -> None:
-    half = tmp_path / "deep" / ".checkpoint-00000007.safetensors.tmp"
+def test_a_partial_file_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    partial = tmp_path / "deep" / ".checkpoint-00000007.safetensors.tmp"
     checkpoints = Checkpoints(tmp_path / "deep")
     checkpoints.prepare()
-    half.write_bytes(b"half")
+    partial.write_bytes(b"half")
     assert checkpoints.paths() == []
     with checkpoints.claim():
-        assert not half.exists()
+        assert not partial.exists()
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -460,17 +460,17 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no locks of this kind")
     with Checkpoints(tmp_path).claim():
-        half = tmp_path / ".checkpoint-00000001.safetensors.tmp"
-        half.write_bytes(b"being written")
+        partial = tmp_path / ".checkpoint-00000001.safetensors.tmp"
+        partial.write_bytes(b"being written")
         refused = pytest.raises(ConfigError, match=r"^folder=.*no other run uses; wait for it to")
         with refused, Checkpoints(tmp_path, keep=1).claim():
             raise AssertionError("two runs have one folder")
-        assert half.exists()
+        assert partial.exists()
     with Checkpoints(tmp_path).claim():
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_else_has_such_a_name_is_left_alone_and_stops_nothing(tmp_path: Path) -> None:
+def test_other_entries_with_a_checkpoint_s_name_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-00000007.safetensors").mkdir()
     (tmp_path / ".checkpoint-00000003.safetensors.tmp").mkdir()
     if hasattr(os, "mkfifo"):
@@ -483,15 +483,15 @@ def test_what_else_has_such_a_name_is_left_alone_and_stops_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("folder", ["here", "", 3, "/a\0b", "/tmp/\ud800x", b"/tmp", None])
-def test_a_folder_that_no_system_could_have_is_refused(folder: Any) -> None:
+def test_an_impossible_folder_is_refused(folder: Any) -> None:
     with pytest.raises(ConfigError, match=r"^folder="):
         Checkpoints(folder)
 
 
-def test_a_folder_on_a_disk_without_locks_or_syncs_of_folders_is_used_all_the_same(
+def test_a_folder_without_locks_or_directory_syncs_is_used_nevertheless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As over a network, or where a system opens no folders."""
+    """As on a network disk, or on a system that cannot open folders."""
     fcntl = pytest.importorskip("fcntl", reason="this system has no locks of this kind")
     opens = os.open
 
@@ -513,7 +513,7 @@ def test_a_folder_on_a_disk_without_locks_or_syncs_of_folders_is_used_all_the_sa
     assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
 
 
-# --- identity -----------------------------------------------------------------------------------
+# --- fingerprints -------------------------------------------------------------------------------
 
 
 def a_rule(rows: Tensor, weights: Tensor) -> Tensor:
@@ -540,7 +540,7 @@ def test_a_rule_is_described_with_its_settings_and_without_addresses(
     assert described(rule) == text
 
 
-def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
+def test_the_same_run_may_resume_and_what_differs_is_named() -> None:
     own = run_fingerprint(fresh(), CoordinateWiseMedian())
     check_fingerprint(own, own, "checkpoint-1")
     assert own["initial_arrays"].startswith("parameters w torch.float32 (2, 2); buffers mean")
@@ -549,6 +549,6 @@ def test_what_is_the_same_may_go_on_and_what_differs_is_named() -> None:
             check_fingerprint({**own, name: "other"}, own, "checkpoint-1")
 
 
-def test_the_tables_are_all_of_the_state_s() -> None:
+def test_a_checkpoint_contains_every_table() -> None:
     document, _ = dump(fresh(), position_at(1.0, fresh()), {})
     assert document["tables"].keys() == {field.name for field in fields(Tables)}

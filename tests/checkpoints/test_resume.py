@@ -1,4 +1,4 @@
-"""A run that is killed and goes on is the run that was never killed."""
+"""A run that is killed and resumed equals the run that was never killed."""
 
 import json
 import random
@@ -56,7 +56,7 @@ RULES: dict[str, Aggregator] = {
     "cwmed": CoordinateWiseMedian(),
     "ctma(gm)": CTMA(GeometricMedian(), byz_fraction=0.3),
 }
-START = {"x": torch.zeros(3), "seen": torch.tensor(0)}
+START = {"x": torch.zeros(3), "count": torch.tensor(0)}
 NODES = 6
 ROUNDS = 4
 POLICIES: dict[str, dict[str, Any]] = {
@@ -78,40 +78,40 @@ def noisy(query: Query) -> Gradient:
     noise = torch.randn(3, generator=query.generator)
     return Gradient(
         {"x": query.parameters["x"] - 1.0 + 0.1 * noise},
-        buffers={"seen": query.buffers["seen"] + 1},
+        buffers={"count": query.buffers["count"] + 1},
         metrics={"loss": float(noise.norm())},
     )
 
 
 def returning_weights(message: Message, context: Context) -> Message:
-    """A ClientApp that knows nothing of this package; its noise follows from what it is sent."""
+    """A ClientApp unaware of this package; its noise is drawn from what it is sent."""
     arrays = message.content["arrays"].to_torch_state_dict()  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(crc32(arrays["x"].numpy().tobytes()))
     far = arrays["x"] - 1.0 + 0.1 * torch.randn(3, generator=generator)
-    reply = {"x": arrays["x"] - 0.5 * far, "seen": arrays["seen"] + context.node_id}
+    reply = {"x": arrays["x"] - 0.5 * far, "count": arrays["count"] + context.node_id}
     metrics = MetricRecord({"loss": float(far.norm())})
     return Message(RecordDict({"model": ArrayRecord(reply), "metrics": metrics}), reply_to=message)
 
 
 def federation(churn: tuple[Churn, ...] = (), nodes: int = NODES, seed: int = 3) -> VirtualGrid:
-    scene = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.7), network=0.1)] * nodes
+    profiles = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.7), network=0.1)] * nodes
     ours = client_app(noisy, estimator=mu2())
 
     def app(message: Message, context: Context) -> Message:
         theirs = "byz.payload" not in message.content["config"]
         return (returning_weights if theirs else ours)(message, context)
 
-    return VirtualGrid(app, scene, run_config={"seed": 1}, seed=seed, churn=churn)
+    return VirtualGrid(app, profiles, run_config={"seed": 1}, seed=seed, churn=churn)
 
 
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for a disk proves nothing here: what is killed is no machine but a process."""
+    """Skip syncs: what is killed here is a process, not the machine."""
     monkeypatch.setattr("flwr_byzasync.checkpoints.files._sync", lambda path, flags: None)
 
 
 class Killing(Grid):
-    """A grid that sends this process a signal as it hands over its n-th reply."""
+    """A grid that sends this process a signal when it delivers its n-th reply."""
 
     def __init__(self, grid: Any, at: int, number: int = signal.SIGINT) -> None:
         self._grid, self._left, self._number = grid, at, number
@@ -157,18 +157,18 @@ class Run:
 
     def __init__(self, folder: Path | None, rule: str = "cwmed", **changes: Any) -> None:
         resume = folder is not None and folder.exists() and any(folder.iterdir())
-        given = {
+        arguments = {
             "aggregator": RULES[rule],
             "optimizer": AnyTimeSGD(lr=0.05),
             "updates_per_round": 9,
-            "buffers": ["seen"],
+            "buffers": ["count"],
             "checkpoints": None if folder is None else Checkpoints(folder, every_rounds=2),
             **changes,
         }
-        resume = given.pop("resume", resume)
-        if given["checkpoints"] is not None:
-            given["checkpoints"] = replace(given["checkpoints"], resume=resume)
-        self.strategy = AsyncRobust(**grouped(**given))
+        resume = arguments.pop("resume", resume)
+        if arguments["checkpoints"] is not None:
+            arguments["checkpoints"] = replace(arguments["checkpoints"], resume=resume)
+        self.strategy = AsyncRobust(**grouped(**arguments))
         self.evaluated: list[int] = []
         self.result: Result | None = None
 
@@ -186,20 +186,20 @@ class Run:
 
     @property
     def outcome(self) -> tuple[Any, ...]:
-        """Everything that two runs have in common if they are the same."""
+        """Everything in which two equal runs agree."""
         assert self.result is not None and self.strategy._hooks.endpoint is not None
         arrays = self.result.arrays.to_torch_state_dict()
         state = self.strategy._hooks.endpoint.state
-        kept = state.tables.parameters
+        table = state.tables.parameters
         return (
             {name: array.tolist() for name, array in arrays.items()},
-            [state.iterates.w.tolist(), kept.view().rows.tolist(), kept.counts, kept.sent],
+            [state.iterates.w.tolist(), table.view().rows.tolist(), table.counts, table.sent],
             {k: dict(v) for k, v in self.result.evaluate_metrics_serverapp.items()},
             {k: dict(v) for k, v in self.result.train_metrics_clientapp.items()},
             {k: dict(v) for k, v in self.result.evaluate_metrics_clientapp.items()},
             self.strategy.statistics(),
             [(key, plain(node)) for key, node in state.nodes.items()],
-            [(key, plain(line)) for key, line in state.in_flight.items()],
+            [(key, plain(query)) for key, query in state.in_flight.items()],
             (dict(state.reasons), state.next_query_id, state.initial_nodes, state.quorum_pending),
         )
 
@@ -212,12 +212,12 @@ def wrapped(grid: VirtualGrid, omniscient: bool, rule: str) -> Any:
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[Any, tuple[Any, ...]]:
-    """What each kind of run comes to; filled as they are asked for."""
+    """The outcome of each kind of run, filled on demand."""
     return {}
 
 
 @searched(few=3, many=settings().max_examples // 4)  # each is a whole run
-def test_a_run_killed_at_any_reply_goes_on_bit_for_bit(
+def test_a_run_killed_at_any_reply_resumes_bit_for_bit(
     examples: int, uninterrupted: dict[Any, tuple[Any, ...]]
 ) -> None:
     @settings(max_examples=examples)
@@ -255,18 +255,18 @@ def check_a_run_killed(
         outer = wrapped(grid, omniscient, rule)
         with pytest.raises(KeyboardInterrupt):
             killed.start(Killing(outer, 1 + int(part * replies)))
-        world = outer.snapshot()
+        snapshot = outer.snapshot()
         with federation(script) as other:
             again, resumed = wrapped(other, omniscient, rule), Run(folder, rule, **changes)
-            again.restore(world)
+            again.restore(snapshot)
             resumed.start(again)
             assert (*resumed.outcome, other.clock()) == uninterrupted[key][1:]
         assert killed.evaluated + resumed.evaluated == list(range(ROUNDS + 1))
 
 
 @pytest.mark.parametrize("every", [9, slow(1)])
-def test_wherever_a_run_without_a_setting_is_killed_it_goes_on_bit_for_bit(every: int) -> None:
-    """Nodes evaluate too: a kill may come while they are asked, or alone are waited for."""
+def test_a_run_with_default_settings_killed_at_any_reply_resumes_bit_for_bit(every: int) -> None:
+    """Nodes evaluate too: a kill may come while evaluations are requested or awaited."""
     settings = {"aggregator": None, "optimizer": None}
     with federation() as grid:
         outer = Killing(grid, at=0)
@@ -287,7 +287,7 @@ GIVING_UP = ([VirtualNode(compute=seconds) for seconds in SLOW], range(27, 31), 
 
 
 @pytest.mark.parametrize(("nodes", "kills", "changes"), [ALIKE, slow(*GIVING_UP)])
-def test_replies_of_the_same_instant_are_no_exception(
+def test_a_run_with_simultaneous_replies_resumes_bit_for_bit(
     nodes: Any, kills: range, changes: dict[str, Any]
 ) -> None:
     def grid_of() -> VirtualGrid:
@@ -317,7 +317,7 @@ def test_a_run_killed_again_and_again_is_still_the_same(tmp_path: Path) -> None:
         assert run.outcome == whole
 
 
-# --- another world ------------------------------------------------------------------------------
+# --- a changed federation -----------------------------------------------------------------------
 
 
 def killed_at(kill_at: int, folder: Path, **settings: Any) -> Run:
@@ -332,7 +332,7 @@ def state_of(run: Run) -> Any:
     return run.strategy._hooks.endpoint.state
 
 
-def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
+def test_with_new_node_ids_training_continues_and_no_node_counts_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = killed_at(28, tmp_path)
@@ -343,9 +343,9 @@ def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
         push = grid.push_messages
 
         def watched(messages: Any) -> list[str]:
-            listed = list(messages)
-            queries.extend(listed)
-            return push(listed)
+            sent = list(messages)
+            queries.extend(sent)
+            return push(sent)
 
         grid.push_messages = watched  # type: ignore[method-assign]
         after = Run(tmp_path).start(grid)
@@ -354,7 +354,7 @@ def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
     assert len(state.tables.parameters) == NODES
     points = [m.content["arrays"].to_torch_state_dict()["x"] for m in queries]  # type: ignore[union-attr]
     moved = next(k for k, point in enumerate(points) if not torch.equal(point, x))
-    # No step before all the new nodes have replied: each was asked again by then.
+    # No step before all the new nodes have replied: each was queried again by then.
     assert {m.metadata.dst_node_id for m in queries[NODES : moved + 1]} == set(state.nodes)
     assert moved > NODES and state.iterates.step > step
     assert before.evaluated == [0, 1, 2] and after.evaluated == [3, 4]
@@ -365,7 +365,7 @@ def test_among_nodes_with_other_ids_the_model_goes_on_and_no_node_counts_twice(
     assert state.reasons == {}
 
 
-def test_with_half_of_the_nodes_theirs_are_kept_and_asked_again(tmp_path: Path) -> None:
+def test_half_of_the_nodes_keep_their_rows_and_are_queried_again(tmp_path: Path) -> None:
     before = killed_at(20, tmp_path)
     counts = [node.accepted for node in state_of(before).nodes.values()]
     with federation(nodes=3) as grid:
@@ -397,7 +397,7 @@ def test_nodes_that_come_back_one_by_one_keep_their_rows(tmp_path: Path) -> None
     assert after.strategy.statistics().departed_replies == 0
 
 
-def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
+def test_the_same_nodes_in_a_new_run_are_queried_again(tmp_path: Path) -> None:
     killed_at(20, tmp_path)
     with federation() as grid:
         after = Run(tmp_path).start(grid)
@@ -405,16 +405,16 @@ def test_the_same_nodes_in_a_new_run_are_asked_again(tmp_path: Path) -> None:
     assert len(state_of(after).tables.parameters) == NODES
 
 
-def test_a_message_id_that_the_new_network_gives_again_loses_no_node(tmp_path: Path) -> None:
+def test_a_message_id_that_the_new_network_reuses_loses_no_node(tmp_path: Path) -> None:
     killed_at(1, tmp_path)
-    # The one that joins is asked at once, with the id m0 that another's message has in the book.
+    # The node that joins is queried at once, with the id m0 of another node's query in flight.
     with federation(nodes=NODES + 1) as grid:
         after = Run(tmp_path).start(grid)
     assert after.strategy.statistics().rejected == NODES
     assert all(node.accepted > 1 for node in state_of(after).nodes.values())
 
 
-def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
+def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_resume_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed_at(20, tmp_path, nodes=5)
@@ -430,17 +430,17 @@ def test_a_run_whose_nodes_do_not_come_back_ends_in_time_and_can_go_on_later(
 def test_a_finished_run_has_its_result_at_once_and_takes_more_rounds(tmp_path: Path) -> None:
     with federation() as grid:
         first = Run(tmp_path).start(grid)
-        asked, clock = state_of(first).next_query_id, grid.clock()
+        next_query, clock = state_of(first).next_query_id, grid.clock()
         again = Run(tmp_path).start(grid)
         assert again.outcome == first.outcome and again.evaluated == []
-        assert (state_of(again).next_query_id, grid.clock()) == (asked, clock)
+        assert (state_of(again).next_query_id, grid.clock()) == (next_query, clock)
         more = Run(tmp_path).start(grid, rounds=ROUNDS + 2)
     assert more.evaluated == [ROUNDS + 1, ROUNDS + 2]
     assert more.result is not None
     assert sorted(more.result.evaluate_metrics_serverapp) == list(range(ROUNDS + 3))
 
 
-def test_what_is_no_part_of_the_algorithm_may_change(tmp_path: Path) -> None:
+def test_settings_outside_the_algorithm_may_change(tmp_path: Path) -> None:
     killed_at(28, tmp_path)
     with federation() as grid:
         after = Run(
@@ -460,7 +460,7 @@ def test_what_is_no_part_of_the_algorithm_may_change(tmp_path: Path) -> None:
         ({"aggregator": CTMA(CoordinateWiseMedian(), byz_fraction=0.3)}, "aggregator"),
         ({"optimizer": AnyTimeSGD(lr=0.06)}, "optimizer"),
         ({"optimizer": SGD(lr=0.05)}, "optimizer"),
-        ({"buffers": ["seen", "x"]}, "initial_arrays"),
+        ({"buffers": ["count", "x"]}, "initial_arrays"),
     ],
 )
 def test_another_model_rule_or_optimizer_is_refused_by_name(
@@ -476,12 +476,12 @@ def test_another_model_rule_or_optimizer_is_refused_by_name(
 def test_a_model_of_another_shape_is_refused_and_the_first_difference_named(tmp_path: Path) -> None:
     killed_at(12, tmp_path)
     run = Run(tmp_path)
-    other = ArrayRecord({"x": torch.zeros(4), "seen": torch.tensor(0)})  # type: ignore[dict-item]
+    other = ArrayRecord({"x": torch.zeros(4), "count": torch.tensor(0)})  # type: ignore[dict-item]
     with federation() as grid, pytest.raises(ConfigError, match=r"x torch.float32 \(3,\)"):
         run.strategy.start(grid, other, ROUNDS)
 
 
-def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
+def test_a_new_run_is_refused_in_the_folder_of_another(tmp_path: Path) -> None:
     killed_at(12, tmp_path)
     with federation() as grid, pytest.raises(ConfigError, match=r"^resume=False .*resume=True"):
         Run(tmp_path, resume=False).start(grid)
@@ -489,15 +489,15 @@ def test_a_folder_that_holds_a_run_is_not_begun_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("payload", [CorrectedGradients(0.5), Gradients(), Momenta()])
 def test_another_payload_is_refused(tmp_path: Path, payload: Payload) -> None:
-    given = POLICIES["the server corrects"]
-    killed_at(12, tmp_path, **given)
+    settings = POLICIES["the server corrects"]
+    killed_at(12, tmp_path, **settings)
     with federation() as grid, pytest.raises(ConfigError, match=r"^payload='.*CorrectedGradients"):
-        Run(tmp_path, **{**given, "payload": payload}).start(grid)
+        Run(tmp_path, **{**settings, "payload": payload}).start(grid)
 
 
 @pytest.mark.parametrize("stop", [EarlyStop("replies", at_least=18), EarlyStop(seconds=5.0)])
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path, stop: EarlyStop) -> None:
-    """Also where it was killed before it could say so, after its last checkpoint."""
+    """Even if it was killed after its last checkpoint, before it recorded the stop."""
     with federation() as grid:
         whole = Run(tmp_path / "a", callbacks=[stop]).start(grid, rounds=50)
         clock = grid.clock()
@@ -555,7 +555,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert after.evaluated == [3, 4]
 
 
-def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> None:
+def test_where_all_checkpoints_are_damaged_the_run_does_not_start_over(tmp_path: Path) -> None:
     killed_at(30, tmp_path)
     for path in tmp_path.glob("checkpoint-*"):
         path.write_bytes(b"")
@@ -564,12 +564,12 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> No
 
 
 class StoppedError(BaseException):
-    """As Flower tells that a run was stopped: no Exception."""
+    """As Flower signals that a run was stopped: not an Exception."""
 
 
 @pytest.mark.parametrize("where", ["evaluate_fn", "callback", "grid", "rule"])
 def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, where: str) -> None:
-    """All but that of a rule, which may come when a row is replaced and nobody knows of it."""
+    """Except a rule's, which may leave tables and state inconsistent."""
     calls = 0
 
     def fails(*_: Any) -> Any:
@@ -590,7 +590,7 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
         run = Run(tmp_path, **settings, **own.get(where, {}))
         if where == "evaluate_fn":
             evaluate = run.evaluate
-            run.evaluate = lambda *given: fails() or evaluate(*given)  # type: ignore[method-assign]
+            run.evaluate = lambda *args: fails() or evaluate(*args)  # type: ignore[method-assign]
         elif where == "grid":
             pull, reached = grid.pull_messages, lambda: run.strategy.statistics().accepted > 12
             grid.pull_messages = lambda ids: (reached() and fails()) or pull(ids)  # type: ignore
@@ -606,7 +606,7 @@ def test_an_exception_is_raised_once_the_run_is_written_down(tmp_path: Path, whe
         assert Run(tmp_path, **settings).start(grid).outcome == whole
 
 
-def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> None:
+def test_numpy_numbers_are_saved_as_plain_numbers(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "reply_timeout": np.int64(600), "min_reply_timeout": np.float32(60),
         "optimizer": AnyTimeSGD(np.float64(0.05), np.float32(0.5)), "max_rate": Fraction(5, 2),
@@ -623,10 +623,10 @@ def test_a_number_of_numpy_is_a_number_in_a_checkpoint_too(tmp_path: Path) -> No
 
 
 def test_what_evaluate_fn_returns_is_a_metric_record_or_refused_at_once(tmp_path: Path) -> None:
-    for told, legal in (({"loss": 1.5}, True), ({"loss": "low"}, False), (0.5, False)):
+    for metrics, legal in (({"loss": 1.5}, True), ({"loss": "low"}, False), (0.5, False)):
         with TemporaryDirectory() as name, federation() as grid:
             run = Run(Path(name))
-            run.evaluate = lambda *_, told=told: told  # type: ignore[method-assign]
+            run.evaluate = lambda *_, metrics=metrics: metrics  # type: ignore[method-assign]
             if legal:
                 result = run.start(grid, rounds=1).result
                 assert result is not None
@@ -636,24 +636,24 @@ def test_what_evaluate_fn_returns_is_a_metric_record_or_refused_at_once(tmp_path
                     run.start(grid)
 
 
-def test_a_run_that_ended_with_every_node_shut_asks_them_when_it_goes_on(tmp_path: Path) -> None:
-    """However long they have been: what kept them is over, or nobody would go on."""
-    ill = [True, True]
+def test_a_run_that_ended_with_all_quarantined_queries_them_on_resume(tmp_path: Path) -> None:
+    """However long they still had to wait: whoever resumes has fixed the cause."""
+    failing = [True, True]
 
     def app(message: Message, context: Context) -> Message:
         accepted = strategy.statistics().accepted
-        if ill[0] and accepted >= 12:
+        if failing[0] and accepted >= 12:
             raise RuntimeError("no data")
         return client_app(noisy, estimator=mu2())(message, context)
 
     for part in range(3):
-        ill[0] = part < 2
+        failing[0] = part < 2
         with VirtualGrid(app, NODES, run_config={"seed": 1}) as grid:
             run = Run(tmp_path)
             strategy = run.strategy
             run.start(grid, timeout=2000.0)
-        assert bool(strategy.statistics().stop_reason) == ill[0]
-        if ill[0]:
+        assert bool(strategy.statistics().stop_reason) == failing[0]
+        if failing[0]:
             assert "every connected node is quarantined" in strategy.statistics().stop_reason
             assert 1000 < grid.clock() < 2100
     assert strategy.statistics().accepted >= 9 * ROUNDS
@@ -673,10 +673,10 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_leaves_the_range_of_numbers_keeps_the_checkpoints_before(
+def test_a_run_that_overflows_keeps_its_earlier_checkpoints(
     tmp_path: Path,
 ) -> None:
-    """So that however often it is gone on with, what it knew before is not lost."""
+    """However often it is resumed, its earlier state is not lost."""
 
     class Explodes(SGD):
         def step(self, iterates: Any, direction: torch.Tensor) -> Any:
@@ -696,7 +696,7 @@ def test_a_run_that_leaves_the_range_of_numbers_keeps_the_checkpoints_before(
 # --- when ---------------------------------------------------------------------------------------
 
 
-def test_it_is_written_by_time_as_well_and_only_the_last_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_are_written_by_time_too_and_only_the_last_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, every_rounds=None, every_seconds=1.0, keep=2)
     with federation() as grid:
         Run(tmp_path, checkpoints=checkpoints).start(grid)
@@ -710,14 +710,14 @@ def test_it_is_written_by_time_as_well_and_only_the_last_are_kept(tmp_path: Path
 def test_a_signal_waits_for_the_checkpoint_and_its_handler_is_as_before(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    had: list[int] = []
-    before = signal.signal(number, lambda n, _: had.append(len(list(tmp_path.iterdir()))))
+    files: list[int] = []
+    before = signal.signal(number, lambda n, _: files.append(len(list(tmp_path.iterdir()))))
     try:
-        mine = signal.getsignal(number)
+        handler = signal.getsignal(number)
         with federation() as grid:
             run = Run(tmp_path).start(Killing(grid, 7, number))
-        assert had == [1] and run.evaluated == list(range(ROUNDS + 1))
-        assert signal.getsignal(number) is mine
+        assert files == [1] and run.evaluated == list(range(ROUNDS + 1))
+        assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
 
@@ -777,16 +777,16 @@ def test_a_process_killed_without_warning_loses_what_came_after_its_last_checkpo
 # --- the reference app --------------------------------------------------------------------------
 
 
-def test_the_reference_app_goes_on_and_adds_to_what_it_told(tmp_path: Path) -> None:
+def test_the_reference_app_resumes_and_appends_its_metrics(tmp_path: Path) -> None:
     small = {"checkpoint_dir": str(tmp_path / "run"), "resume": True, "updates_per_round": 20}
     nodes = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5))] * 10
     run_app(tmp_path / "out", nodes, num_server_rounds=2, **small)
-    told = run_app(tmp_path / "out", nodes, num_server_rounds=4, **small)
-    assert told["rounds"] == 4 and told["config"]["resume"] is True
+    summary = run_app(tmp_path / "out", nodes, num_server_rounds=4, **small)
+    assert summary["rounds"] == 4 and summary["config"]["resume"] is True
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3, 4]
     replies = [json.loads(line)["replies"] for line in lines]
-    assert replies == sorted(replies) and replies[-1] == told["replies"]
+    assert replies == sorted(replies) and replies[-1] == summary["replies"]
 
 
 @pytest.mark.parametrize(

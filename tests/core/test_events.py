@@ -1,4 +1,4 @@
-"""Laws of the state under any order of events."""
+"""Invariants of the state under any order of events."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -46,10 +46,10 @@ events = st.lists(
     max_size=40,
 )
 
-HEARD: list[tuple[str, object]] = [
+ALL_REPLIED: list[tuple[str, object]] = [
     ("ask", None), *(("update", node) for node in range(3)), ("ask", None)
 ]  # fmt: skip
-"""All founders have replied, and are asked again."""
+"""All initial nodes have replied, and are queried again."""
 
 
 def fresh(
@@ -74,10 +74,10 @@ def contents(state: ServerState) -> tuple[object, ...]:
 
 
 def play(state: ServerState, script: list[tuple[str, object]]) -> list[ServerState]:
-    """Carry a script out; events that cannot happen in a state are left out."""
+    """Run a script; events that cannot happen in a state are skipped."""
     now, connected, states = 0.0, {0, 1, 2}, [state]
     for k, (kind, what) in enumerate(script):
-        open_messages = {line.node_id: key for key, line in state.in_flight.items()}
+        open_messages = {query.node_id: key for key, query in state.in_flight.items()}
         before = contents(state)
         match kind:
             case "connect":
@@ -117,9 +117,9 @@ def test_counts_never_fall_and_sum_to_the_accepted_replies(
 
 
 @given(events)
-def test_no_node_ever_has_two_messages_in_the_book(script: list[tuple[str, object]]) -> None:
+def test_no_node_ever_has_two_queries_in_flight(script: list[tuple[str, object]]) -> None:
     for state in play(fresh(), script):
-        owners = [line.node_id for line in state.in_flight.values()]
+        owners = [query.node_id for query in state.in_flight.values()]
         assert len(owners) == len(set(owners))
 
 
@@ -129,12 +129,12 @@ def test_a_step_is_made_with_each_accepted_reply_once_the_quorum_has_replied(
 ) -> None:
     states = play(fresh(nodes=2), script)
     for before, after in pairwise(states):
-        heard = sum(node.accepted > 0 for node in after.nodes.values())
-        stepped = after.accepted > before.accepted and heard >= 2
+        replied = sum(node.accepted > 0 for node in after.nodes.values())
+        stepped = after.accepted > before.accepted and replied >= 2
         assert after.iterates.step - before.iterates.step == stepped
 
 
-def test_one_early_liar_does_not_steer_alone() -> None:
+def test_one_early_liar_does_not_move_the_model_alone() -> None:
     state = fresh()
     assert quorum_size(state) == 3
     for k in range(5):
@@ -144,7 +144,7 @@ def test_one_early_liar_does_not_steer_alone() -> None:
     assert state.iterates.x.tolist() == [1.0, -1.0]
 
 
-def test_a_founder_that_vanishes_is_not_waited_for() -> None:
+def test_an_initial_node_that_leaves_is_not_waited_for() -> None:
     state = on_connected(fresh(), [0, 1])
     assert quorum_size(state) == 2
     for node in (0, 1):
@@ -153,16 +153,16 @@ def test_a_founder_that_vanishes_is_not_waited_for() -> None:
     assert state.iterates.step == 1
 
 
-def test_the_quorum_never_falls_below_more_than_half_of_the_founders() -> None:
+def test_the_quorum_is_never_less_than_a_majority_of_the_initial_nodes() -> None:
     assert quorum_size(on_connected(fresh(), [0])) == 2
 
 
-def test_a_founder_that_sends_what_cannot_be_used_is_not_waited_for() -> None:
+def test_an_initial_node_whose_reply_is_unusable_is_not_waited_for() -> None:
     state = on_sent(fresh(), 0, "m", 0, 0.0)
     assert quorum_size(on_reply(state, "m", Rejected(Reason.NON_FINITE), 0.0)) == 2
 
 
-def test_a_founder_that_replied_and_left_still_counts_for_the_quorum() -> None:
+def test_an_initial_node_that_replied_and_left_still_counts_for_the_quorum() -> None:
     state = on_sent(fresh(), 0, "m", 0, 0.0)
     state = on_connected(on_reply(state, "m", update(1.0), 0.0), [1, 2])
     assert quorum_size(state) == 3
@@ -210,7 +210,7 @@ def reply(state: ServerState, node: int, value: float, now: float = 0.0) -> Serv
 def test_each_row_is_the_latest_vector_of_one_node_with_its_count(
     script: list[tuple[str, object]], departed: str
 ) -> None:
-    script = [*HEARD, *script]
+    script = [*ALL_REPLIED, *script]
     states = play(fresh(departed=departed), script)
     latest: dict[int, float] = {}
     for before, after, (k, (kind, node)) in zip(
@@ -243,7 +243,7 @@ def test_dropping_rows_never_lowers_a_count(script: list[tuple[str, object]]) ->
 
 
 @given(events)
-def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
+def test_while_too_few_nodes_respond_a_waiting_run_makes_no_step(
     script: list[tuple[str, object]],
 ) -> None:
     for before, after in pairwise(play(fresh(nodes=2, on_loss="wait"), script)):
@@ -255,7 +255,7 @@ def test_while_too_few_nodes_answer_a_waiting_run_makes_no_step(
 
 
 def waiting_with_one_of_two() -> ServerState:
-    """Return a run that waits: both founders made a step, and one of them left."""
+    """Return a waiting run: two nodes made its first step, and one of them left."""
     state = fresh(nodes=2, on_loss="wait")
     for node in (0, 1):
         state = reply(state, node, 1.0)
@@ -264,7 +264,7 @@ def waiting_with_one_of_two() -> ServerState:
     return state
 
 
-def test_a_waiting_run_takes_in_what_is_in_flight_and_asks_only_who_does_not_answer() -> None:
+def test_a_waiting_run_accepts_replies_in_flight_and_queries_only_unresponsive_nodes() -> None:
     state = reply(waiting_with_one_of_two(), 0, 2.0)
     assert state.accepted == 3 and state.iterates.step == 1
     assert state.tables.parameters.view().rows[0].tolist() == [2.0, 1.0]
@@ -274,14 +274,14 @@ def test_a_waiting_run_takes_in_what_is_in_flight_and_asks_only_who_does_not_ans
 
 
 @pytest.mark.parametrize("node", [1, 9])
-def test_a_waiting_run_goes_on_with_the_reply_that_makes_enough_nodes(node: int) -> None:
+def test_a_waiting_run_continues_with_the_reply_that_restores_the_quorum(node: int) -> None:
     state = on_connected(waiting_with_one_of_two(), [0, node])
     state = reply(state, node, 2.0)
     assert state.iterates.step == 2 and not waits_for_nodes(state)
     assert due_nodes(state, [0, node], now=1e9) == [0, node]
 
 
-def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
+def test_by_default_steps_continue_with_one_node() -> None:
     state = fresh(nodes=2)
     for node in (0, 1):
         state = reply(state, node, 1.0)
@@ -289,7 +289,7 @@ def test_without_a_policy_to_wait_steps_go_on_with_one_node() -> None:
     assert state.iterates.step == 2 and not waits_for_nodes(state)
 
 
-def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_answer() -> None:
+def test_without_a_quorum_size_a_run_waits_unless_most_initial_nodes_respond() -> None:
     state = fresh(on_loss="wait")
     for node in (0, 1, 2):
         state = reply(state, node, 1.0)
@@ -297,23 +297,23 @@ def test_without_min_nodes_a_run_waits_when_no_more_than_half_of_the_founders_an
     assert waits_for_nodes(on_connected(state, [0]))
 
 
-def test_neither_silent_nor_shut_nodes_nor_those_on_their_way_back_answer() -> None:
+def test_silent_quarantined_and_probed_nodes_are_not_responsive() -> None:
     state = waiting_with_one_of_two()
     state = on_connected(state, [0, 1])
-    asked_again = on_sent(state, 1, "back", state.next_query_id, 0.0)
-    silent = on_clock(asked_again, 11.0)
+    queried_again = on_sent(state, 1, "back", state.next_query_id, 0.0)
+    silent = on_clock(queried_again, 11.0)
     assert waits_for_nodes(silent) and waits_for_nodes(
         on_sent(silent, 1, "again", silent.next_query_id, 99.0)
     )
-    shut = asked_again
+    quarantined = queried_again
     for k in range(3):
-        shut = on_reply(shut, "back", Rejected(Reason.NON_FINITE), 0.0)
-        assert waits_for_nodes(shut) == (k == 2)
-        shut = on_sent(shut, 1, "back", shut.next_query_id, 0.0)
-    assert waits_for_nodes(shut)
+        quarantined = on_reply(quarantined, "back", Rejected(Reason.NON_FINITE), 0.0)
+        assert waits_for_nodes(quarantined) == (k == 2)
+        quarantined = on_sent(quarantined, 1, "back", quarantined.next_query_id, 0.0)
+    assert waits_for_nodes(quarantined)
 
 
-def test_a_founder_that_comes_back_without_a_row_does_not_stop_a_run_that_goes() -> None:
+def test_an_initial_node_that_returns_without_a_row_does_not_stop_the_run() -> None:
     state = fresh()
     state = on_connected(state, [0, 1])
     for node in (0, 1):
@@ -341,11 +341,11 @@ def test_a_row_ages_with_every_server_step_since_its_query_was_sent() -> None:
     for _ in range(3):
         state = reply(state, 0, 1.0)
     state = on_reply(state, "late", update(1.0), 0.0)
-    # Node 0 was last asked before step 3, node 1 before step 1; three steps are made.
+    # Node 0 was last queried before step 3, node 1 before step 1; three steps are made.
     assert state.tables.parameters.view().weights.tolist() == [3 / 2, 1 / 4]
 
 
-# --- pace ---------------------------------------------------------------------------------------
+# --- rate limit ---------------------------------------------------------------------------------
 
 
 def answered(state: ServerState, node: int, sent_at: float, seconds: float) -> ServerState:
@@ -357,40 +357,40 @@ def answered(state: ServerState, node: int, sent_at: float, seconds: float) -> S
     st.lists(st.tuples(st.integers(0, 2), st.floats(0.01, 50.0)), min_size=1, max_size=30),
     st.floats(1.0, 20.0),
 )
-def test_a_node_is_asked_no_sooner_than_its_part_of_the_median_pace(
-    replies: list[tuple[int, float]], most: float
+def test_a_node_is_queried_no_more_often_than_max_rate_allows(
+    replies: list[tuple[int, float]], max_rate: float
 ) -> None:
-    state, free = fresh(max_rate=most), fresh()
+    state, unlimited = fresh(max_rate=max_rate), fresh()
     now = 0.0
     for node, seconds in replies:
-        state, free = (answered(each, node, now, seconds) for each in (state, free))
-        usual = median(median(n.reply_times) for n in state.nodes.values() if n.reply_times)
-        assert state.nodes[node].due == max(now + seconds, now + usual / most)
-        assert free.nodes[node].due == now + seconds
+        state, unlimited = (answered(each, node, now, seconds) for each in (state, unlimited))
+        typical = median(median(n.reply_times) for n in state.nodes.values() if n.reply_times)
+        assert state.nodes[node].due == max(now + seconds, now + typical / max_rate)
+        assert unlimited.nodes[node].due == now + seconds
         now += seconds
-    assert contents(state) == contents(free)
+    assert contents(state) == contents(unlimited)
 
 
-def test_fewer_than_half_of_the_nodes_set_nobodys_pace() -> None:
+def test_a_minority_of_the_nodes_does_not_set_the_rate() -> None:
     state = fresh(max_rate=10.0)
     for node in (1, 2):
         state = answered(state, node, 0.0, 20.0)
     for k in range(15):
         state = answered(state, 0, 20.0 + k, 1e-3)
     assert state.nodes[0].due == 34.0 + 20.0 / 10.0
-    # An honest node that is slow is asked at once.
+    # An honest node that is slow is queried at once.
     assert answered(state, 2, 0.0, 50.0).nodes[2].due == 50.0
 
 
-def test_before_others_have_replied_they_take_at_least_as_long_as_they_did_so_far() -> None:
+def test_before_others_reply_their_elapsed_time_counts_as_their_reply_time() -> None:
     state = fresh(max_rate=2.0)
     for node in (1, 2):
         state = on_sent(state, node, f"slow{node}", state.next_query_id, 0.0)
     assert answered(state, 0, 9.0, 1.0).nodes[0].due == 9.0 + 10.0 / 2.0
 
 
-def test_where_nobodys_pace_is_known_a_node_is_asked_at_once() -> None:
-    """All that came had waited while the server did not listen. Found by the fuzz test."""
+def test_where_no_reply_time_is_known_a_node_is_queried_at_once() -> None:
+    """Every reply had waited while the server was not polling. Found by the fuzz test."""
     state = on_sent(fresh(max_rate=2.0), 0, "q", 0, 0.0)
     state = on_reply(on_clock_paused(state, 30.0), "q", update(1.0), 31.0)
     assert state.nodes[0].reply_times == () and state.nodes[0].due == 31.0
@@ -399,15 +399,15 @@ def test_where_nobodys_pace_is_known_a_node_is_asked_at_once() -> None:
     assert state.nodes[0].reply_times == (5.0,)
 
 
-# --- all nodes shut -----------------------------------------------------------------------------
+# --- all nodes quarantined -----------------------------------------------------------------------
 
 
-def test_while_every_node_is_shut_they_are_asked_again_in_time_and_at_once_after_the_end() -> None:
+def test_nodes_that_are_all_quarantined_are_queried_in_time_and_at_once_on_resume() -> None:
     state = fresh()
     for fault in range(6):
         for node in range(3):
             if fault == 5 and node == 2:
-                assert on_all_quarantined(state, 5.0) is not state  # it is shut as the others are
+                assert on_all_quarantined(state, 5.0) is not state  # quarantined like the others
             state = on_sent(state, node, f"q{node}", state.next_query_id, 0.0)
             state = on_reply(state, f"q{node}", Rejected(Reason.NON_FINITE), 0.0)
             if fault < 2 or (fault == 2 and node < 2):
@@ -417,32 +417,32 @@ def test_while_every_node_is_shut_they_are_asked_again_in_time_and_at_once_after
     assert {node.due for node in waiting.nodes.values()} == {15.0}
     assert on_all_quarantined(waiting, 14.0) is waiting
     assert {node.due for node in on_end(state, 5.0).nodes.values()} == {5.0}
-    well = replace(state, nodes={**state.nodes, 1: replace(state.nodes[1], status=Status.IDLE)})
-    assert on_all_quarantined(well, 5.0) is well
+    restored = replace(state, nodes={**state.nodes, 1: replace(state.nodes[1], status=Status.IDLE)})
+    assert on_all_quarantined(restored, 5.0) is restored
 
 
-# --- nodes that come again under ever new ids ---------------------------------------------------
+# --- nodes that reconnect under ever new ids ----------------------------------------------------
 
 
 def test_nodes_that_come_under_ever_new_ids_fill_no_memory() -> None:
-    state, asked = fresh(), 10
+    state, first = fresh(), 10
     for node in range(3):
         state = answered(state, node, 0.0, 1.0)
     before = contents(state)
     for k in range(MAX_ABSENT + 500):
         stranger = 1000 + k
         state = on_connected(state, [0, 1, 2, stranger])
-        state = on_sent(state, stranger, f"s{k}", asked + k, 2.0)
+        state = on_sent(state, stranger, f"s{k}", first + k, 2.0)
         if k % 2:
             state = on_reply(state, f"s{k}", Rejected(Reason.NON_FINITE), 2.0)
     state = on_connected(state, [0, 1, 2])
     assert len(state.nodes) == 3 + MAX_ABSENT
     assert set(state.nodes) >= {0, 1, 2, 1000 + MAX_ABSENT + 499}
-    assert {line.node_id for line in state.in_flight.values()} <= set(state.nodes)
+    assert {query.node_id for query in state.in_flight.values()} <= set(state.nodes)
     assert contents(state) == before
 
 
-def test_a_founder_that_is_awaited_is_not_forgotten() -> None:
+def test_an_initial_node_that_is_waited_for_is_not_forgotten() -> None:
     state = on_connected(fresh(), [1, 2])
     for k in range(MAX_ABSENT + 10):
         state = on_connected(state, [1, 2, 1000 + k])

@@ -1,4 +1,4 @@
-"""What helpers return is what rules and strategies take."""
+"""Helpers return what rules and strategies accept."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ COUNTS = st.integers(1, 10_000).flatmap(
 
 
 @given(COUNTS)
-def test_every_minority_has_a_legal_fraction_at_least_its_share_and_five_points_more_at_most(
+def test_every_minority_has_a_legal_fraction_at_most_five_points_above_its_share(
     counts: tuple[int, int],
 ) -> None:
     liars, nodes = counts
     fraction = check_byz_fraction("byz_fraction", byz_fraction(liars, nodes))
-    room = fraction - liars / nodes
-    assert room <= 0.05 + 1e-12
-    assert room > 0 if liars else fraction == 0
+    excess = fraction - liars / nodes
+    assert excess <= 0.05 + 1e-12
+    assert excess > 0 if liars else fraction == 0
 
 
 @given(COUNTS, st.integers(2, 5))
@@ -61,7 +61,7 @@ def test_counts_without_an_honest_majority_are_refused_by_name(
 
 
 class Shared(nn.Module):
-    """Has a buffer under two names, one that is not saved, and tied parameters."""
+    """A module with a buffer under two names, one that is not saved, and tied parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +91,6 @@ def test_a_model_without_buffers_has_none() -> None:
     assert buffer_names(nn.Linear(1, 1)) == []
 
 
-def test_what_is_no_model_is_refused() -> None:
+def test_anything_but_a_module_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"torch\.nn\.Module"):
         buffer_names(nn.Linear(1, 1).state_dict())  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def test_integers_stay_exact_in_a_flat_vector() -> None:
     assert back["n"] == large and back["flag"].dtype == torch.bool
 
 
-def test_a_model_falls_into_parameters_buffers_and_counters() -> None:
+def test_a_model_is_split_into_parameters_buffers_and_counters() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     buffers = [name for name, _ in model.named_buffers()]
     layout = ModelLayout.of(model.state_dict(), buffers)
@@ -45,7 +45,7 @@ def test_a_model_falls_into_parameters_buffers_and_counters() -> None:
     assert layout.order == tuple(model.state_dict())
 
 
-def test_groups_merge_in_the_order_of_the_user() -> None:
+def test_groups_merge_in_the_user_s_order() -> None:
     tensors = {"b": torch.zeros(1), "n": torch.tensor(1), "a": torch.ones(1)}
     layout = ModelLayout.of(tensors, buffers=["b"])
     assert list(layout.merge({"a": tensors["a"]}, {"b": tensors["b"]}, {"n": tensors["n"]})) == [
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_trained_is_refused_by_name(
         ModelLayout.of(tensors, buffers)
 
 
-def test_the_statistics_of_batch_norms_are_known_by_their_counters() -> None:
+def test_batch_norm_statistics_are_detected_by_their_counters() -> None:
     norm = torch.nn.BatchNorm1d(2)
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     model = torch.nn.Sequential(inner, torch.nn.LayerNorm(2), norm)

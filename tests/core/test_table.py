@@ -1,4 +1,4 @@
-"""The table of latest vectors, and the seam for rules that are kept up to date."""
+"""The table of latest vectors, and the interface of incremental rules."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class RunningMean:
-    """A weighted mean kept as a weighted sum: the smallest rule that can be kept up to date."""
+    """A weighted mean maintained as a weighted sum: the smallest incremental rule."""
 
     scratch: list[int] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ class RunningMean:
 
 
 class FromScratch:
-    """The same rule without the seam."""
+    """The same rule, not incremental."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         return Mean()(rows, weights)
@@ -73,7 +73,7 @@ def play(table: Table[object], events: list[tuple[int, int]]) -> list[Tensor]:
 
 
 @given(replies)
-def test_a_rule_kept_up_to_date_gives_what_the_rule_gives_from_scratch(
+def test_an_incremental_rule_gives_what_the_rule_gives_from_scratch(
     events: list[tuple[int, int]],
 ) -> None:
     rule = RunningMean()
@@ -118,7 +118,7 @@ class StartsAgain(RunningMean):
 
 
 @given(replies)
-def test_a_rule_may_leave_a_change_to_its_start(events: list[tuple[int, int]]) -> None:
+def test_a_rule_may_leave_a_change_to_start(events: list[tuple[int, int]]) -> None:
     kept = play(Table(StartsAgain(), 2, torch.float64, CPU), events)
     fresh = play(Table(FromScratch(), 2, torch.float64, CPU), events)
     for a, b in zip(kept, fresh, strict=True):
@@ -126,7 +126,7 @@ def test_a_rule_may_leave_a_change_to_its_start(events: list[tuple[int, int]]) -
 
 
 class Raises(RunningMean):
-    """The same mean, whose state is spoilt by an update that raises."""
+    """The same mean, whose state is corrupted by an update that raises."""
 
     def update(self, state: Tensor, change: Change, view: TableView) -> Tensor | None:
         state.fill_(torch.nan)
@@ -164,7 +164,7 @@ churn = st.lists(
 
 @dataclass
 class Model:
-    """What a table must hold, kept the slow way."""
+    """What a table must contain, computed naively."""
 
     policy: WeightPolicy
     nodes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
@@ -180,8 +180,8 @@ class Model:
         return torch.tensor([[value, -value] for value, _, _ in self.nodes.values()]).double()
 
 
-def carry_out(table: Table[object], model: Model, event: tuple[str, int, int, int]) -> bool:
-    """Do to both what the event says; False if it cannot happen."""
+def apply(table: Table[object], model: Model, event: tuple[str, int, int, int]) -> bool:
+    """Apply an event to both; False if it cannot happen."""
     kind, node, value, age = event
     order = list(model.nodes)
     if kind == "drop":
@@ -202,20 +202,20 @@ def carry_out(table: Table[object], model: Model, event: tuple[str, int, int, in
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @given(events=churn)
-def test_a_direction_is_the_rule_s_own_call_under_every_policy_and_churn(
+def test_a_direction_equals_the_rule_s_own_call_under_every_policy_and_churn(
     rule: Aggregator, policy: WeightPolicy, events: list[tuple[str, int, int, int]]
 ) -> None:
     table: Table[object] = Table(rule, 2, torch.float64, CPU, policy)
     model = Model(policy)
     for event in events:
-        if carry_out(table, model, event):
+        if apply(table, model, event):
             assert torch.equal(table.view().rows, model.rows())
             assert torch.equal(table.view().weights, model.weights())
             torch.testing.assert_close(table.direction(), rule(model.rows(), model.weights()))
             model.step += 1
 
 
-def test_a_rule_is_kept_up_to_date_while_weights_are_whole_numbers_and_not_beyond() -> None:
+def test_a_rule_is_updated_incrementally_only_while_weights_are_integers() -> None:
     rule = RunningMean()
     table: Table[object] = Table(rule, 1, torch.float64, CPU, Capped(Counts(), 0.4))
     one = torch.ones(1).double()
@@ -231,7 +231,7 @@ def test_a_rule_is_kept_up_to_date_while_weights_are_whole_numbers_and_not_beyon
     assert rule.scratch == [3] and table.view().weights.tolist() == [2, 2, 1]
 
 
-def test_without_a_row_the_table_is_as_before_the_first_reply() -> None:
+def test_an_emptied_table_is_as_before_the_first_reply() -> None:
     table: Table[object] = Table(CoordinateWiseMedian(), 1, torch.float64, CPU)
     table.replace(0, torch.ones(1).double())
     table.direction()
@@ -243,13 +243,13 @@ def test_without_a_row_the_table_is_as_before_the_first_reply() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @given(events=churn)
-def test_a_shift_moves_every_row_and_what_is_kept_up_to_date_with_it(
+def test_a_shift_moves_every_row_and_the_incremental_state(
     rule: Aggregator, events: list[tuple[str, int, int, int]]
 ) -> None:
     table: Table[object] = Table(rule, 2, torch.float64, CPU)
     model, offset = Model(Counts()), torch.tensor([8.0, -4.0]).double()
     for event in events:
-        if not carry_out(table, model, event):
+        if not apply(table, model, event):
             continue
         table.shift(offset)
         moved = model.rows() + offset
@@ -267,7 +267,7 @@ class Odd:
         return rows.sum(dim=0) + 0 * weights.sum()
 
 
-def test_a_third_party_s_attribute_of_the_same_name_declares_nothing() -> None:
+def test_an_unrelated_attribute_called_laws_declares_nothing() -> None:
     table: Table[object] = Table(Odd(), 1, torch.float64, CPU)
     for index in range(3):
         table.replace(index, torch.ones(1).double())
@@ -275,14 +275,14 @@ def test_a_third_party_s_attribute_of_the_same_name_declares_nothing() -> None:
 
 
 @given(churn)
-def test_a_table_filled_from_another_goes_on_as_that_one(
+def test_a_table_filled_from_another_continues_like_it(
     events: list[tuple[str, int, int, int]],
 ) -> None:
     policy = Capped(StalenessDiscount(), 0.5)
     table: Table[object] = Table(CoordinateWiseMedian(), 2, torch.float64, CPU, policy)
     model = Model(policy)
     for event in events:
-        model.step += carry_out(table, model, event)
+        model.step += apply(table, model, event)
     other: Table[object] = Table(CoordinateWiseMedian(), 2, torch.float64, CPU, policy)
     other.fill(table.view().rows, table.counts, table.sent, model.step)
     last = torch.tensor([5.0, 5.0]).double()
@@ -293,7 +293,7 @@ def test_a_table_filled_from_another_goes_on_as_that_one(
     assert torch.equal(table.direction(), other.direction())
 
 
-def test_a_table_may_be_filled_with_rows_that_are_then_overwritten() -> None:
+def test_filling_a_table_copies_its_rows() -> None:
     table: Table[object] = Table(CoordinateWiseMedian(), 1, torch.float64, CPU)
     rows = torch.ones(2, 1).double()
     table.fill(rows, [1, 1], [0, 0], step=0)

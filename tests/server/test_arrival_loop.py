@@ -1,4 +1,4 @@
-"""When the arrival loop gives up, and what it says then."""
+"""When the arrival loop gives up, and what it logs then."""
 
 import logging
 import signal
@@ -29,7 +29,7 @@ def strategy_on(grid: FakeGrid, **settings: Any) -> AsyncRobust:
     return AsyncRobust(rule, SGD(0.1), **grouped(nodes=3, **settings))
 
 
-def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_takes() -> None:
+def test_nodes_have_the_whole_timeout_to_connect_despite_a_long_first_evaluation() -> None:
     grid = grid_of_three()
     for node in grid.nodes.values():
         node.connected = False
@@ -39,12 +39,12 @@ def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_tak
             grid.clock.now += 100.0
         return MetricRecord({"round": server_round})
 
-    asked = grid.get_node_ids
+    node_ids = grid.get_node_ids
 
     def connect() -> list[int]:
         for node in grid.nodes.values():
             node.connected = grid.clock.now > 120.0
-        return asked()
+        return node_ids()
 
     grid.get_node_ids = connect  # type: ignore[method-assign]
     strategy = strategy_on(grid)
@@ -56,7 +56,7 @@ def test_nodes_are_given_the_whole_timeout_however_long_the_first_evaluation_tak
 def test_who_stood_still_with_everybody_else_is_not_late(
     noticed: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A suspended machine: server, nodes and messages alike, for two hours."""
+    """The machine is suspended for two hours: server, nodes and messages alike."""
     if not noticed:
         monkeypatch.setattr("flwr_byzasync.server.arrival_loop.CLOCK_JUMP_SECONDS", float("inf"))
     grid, slept = grid_of_three(), []
@@ -80,7 +80,7 @@ def test_who_stood_still_with_everybody_else_is_not_late(
         assert statistics.accepted < 60 and "no reply was accepted" in statistics.stop_reason
 
 
-def test_a_signal_is_noticed_soon_however_seldom_the_network_is_looked_at(tmp_path: Path) -> None:
+def test_a_signal_is_handled_soon_however_long_the_poll_interval_is(tmp_path: Path) -> None:
     grid, raised = grid_of_three(), []
 
     def sleep(seconds: float) -> None:
@@ -101,22 +101,22 @@ def test_a_signal_is_noticed_soon_however_seldom_the_network_is_looked_at(tmp_pa
     assert raised[0] <= grid.clock.now <= raised[0] + 1.0 and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("below", ["wait", "continue"])
-def test_a_run_that_ends_in_a_pause_says_that_it_waited_for_more_nodes(
-    below: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("on_loss", ["wait", "continue"])
+def test_a_run_that_ends_in_a_pause_logs_that_it_waited_for_more_nodes(
+    on_loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     grid = grid_of_three()
 
     def leave(ids: list[str]) -> None:
         if grid.clock.now > 10.0:
-            staying = {1} if below == "wait" else set()
+            staying = {1} if on_loss == "wait" else set()
             for node_id, node in grid.nodes.items():
                 node.connected = node_id in staying
 
     grid.on_pull = leave
     with caplog.at_level(logging.ERROR, "flwr"):
-        strategy = strategy_on(grid, on_loss=below)
+        strategy = strategy_on(grid, on_loss=on_loss)
         strategy.start(grid, ArrayRecord(START), 100, timeout=30.0)
-    [said] = caplog.messages
-    assert "no reply was accepted for timeout=30 seconds" in said
-    assert ("on_loss='wait' waits for more nodes" in said) == (below == "wait")
+    [message] = caplog.messages
+    assert "no reply was accepted for timeout=30 seconds" in message
+    assert ("on_loss='wait' waits for more nodes" in message) == (on_loss == "wait")

@@ -1,4 +1,4 @@
-"""Nodes are asked what a model is worth, while all go on training."""
+"""Nodes evaluate models while all of them keep training."""
 
 import logging
 from collections import Counter
@@ -43,16 +43,16 @@ def norm_of(message: Message) -> float:
     return float(arrays["w"].norm())
 
 
-def told(**metrics: Any) -> RecordDict:
+def reported(**metrics: Any) -> RecordDict:
     return RecordDict({"metrics": MetricRecord(metrics)})
 
 
 def app_of(evaluate: Evaluate | None = None) -> Callable[[Message, Context], Message]:
-    """Return a ClientApp that halves the model, and evaluates as it is told: its norm, else."""
+    """Return a ClientApp that halves the model, and reports `evaluate` or else its norm."""
 
     def app(message: Message, context: Context) -> Message:
         if message.metadata.message_type == MessageType.EVALUATE:
-            made = told(norm=norm_of(message)) if evaluate is None else None
+            made = reported(norm=norm_of(message)) if evaluate is None else None
             if evaluate is not None:
                 made = evaluate(message, context.node_id - FIRST)  # type: ignore[assignment]
             return Message(made, reply_to=message)
@@ -110,67 +110,67 @@ def run(
 def test_as_many_connected_nodes_are_asked_as_fedavg_would_ask(
     message: Message,
     fraction: float,
-    least: int,
+    min_nodes: int,
     connected: list[int],
     server_round: int,
     data: st.DataObject,
 ) -> None:
     busy = data.draw(st.sets(st.sampled_from(connected))) if connected else set()
-    settings, config = EvaluationSettings(fraction, least), ConfigRecord({"batch": 8})
+    settings, config = EvaluationSettings(fraction, min_nodes), ConfigRecord({"batch": 8})
 
-    def asked(busy: set[int]) -> list[Message]:
+    def requests_to(busy: set[int]) -> list[Message]:
         record = ArrayRecord({"w": torch.ones(2)})  # type: ignore[dict-item]
-        wire = MessageFormat("model", "model", "settings")
-        return settings.requests(server_round, record, config, connected, wire, busy)
+        message_format = MessageFormat("model", "model", "settings")
+        return settings.requests(server_round, record, config, connected, message_format, busy)
 
-    questions = asked(set())
-    ids = [question.metadata.dst_node_id for question in questions]
-    wanted = max(int(fraction * len(connected)), least)
-    possible = fraction > 0 and wanted <= len(connected)
-    assert len(ids) == (wanted if possible else 0)
+    requests = requests_to(set())
+    ids = [request.metadata.dst_node_id for request in requests]
+    target = max(int(fraction * len(connected)), min_nodes)
+    possible = fraction > 0 and target <= len(connected)
+    assert len(ids) == (target if possible else 0)
     assert len(set(ids)) == len(ids) and set(ids) <= set(connected)
-    # Drawn by the round alone, so that a run that goes on asks the same; the busy are spared.
-    left = [question.metadata.dst_node_id for question in asked(busy)]
-    assert left == [node_id for node_id in ids if node_id not in busy]
-    for question in questions:
-        assert question.metadata.message_type == MessageType.EVALUATE
-        assert dict(question.content["settings"]) == {"batch": 8, "server-round": server_round}
-        assert list(question.content["model"]) == ["w"]
+    # Drawn from the round alone, so that a resumed run asks the same; busy nodes are skipped.
+    remaining = [request.metadata.dst_node_id for request in requests_to(busy)]
+    assert remaining == [node_id for node_id in ids if node_id not in busy]
+    for request in requests:
+        assert request.metadata.message_type == MessageType.EVALUATE
+        assert dict(request.content["settings"]) == {"batch": 8, "server-round": server_round}
+        assert list(request.content["model"]) == ["w"]
     assert dict(config) == {"batch": 8}
 
 
-@pytest.mark.parametrize(("fraction", "least", "each"), [(1.0, 2, 5), (0.4, 1, 2), (0.1, 3, 3)])
+@pytest.mark.parametrize(("fraction", "min_nodes", "each"), [(1.0, 2, 5), (0.4, 1, 2), (0.1, 3, 3)])
 def test_the_nodes_of_a_round_are_sent_that_round_s_model(
-    fraction: float, least: int, each: int
+    fraction: float, min_nodes: int, each: int
 ) -> None:
-    asked: list[tuple[int, int, float]] = []
+    evaluated: list[tuple[int, int, float]] = []
     ended: dict[int, float] = {}
 
     def evaluate(message: Message, node: int) -> RecordDict:
         config = message.content["config"]
         assert config["batch"] == 8
-        asked.append((config["server-round"], node, norm_of(message)))  # type: ignore[arg-type]
-        return told(norm=norm_of(message))
+        evaluated.append((config["server-round"], node, norm_of(message)))  # type: ignore[arg-type]
+        return reported(norm=norm_of(message))
 
     def on_round_end(server_round: int, arrays: ArrayRecord, _: object) -> None:
         ended[server_round] = float(arrays.to_torch_state_dict()["w"].norm())
 
     strategy = AsyncRobust(
-        fraction_evaluate=fraction, min_evaluate_nodes=least, callbacks=[on_round_end]
+        fraction_evaluate=fraction, min_evaluate_nodes=min_nodes, callbacks=[on_round_end]
     )
     with VirtualGrid(app_of(evaluate), 5) as grid:
         config = ConfigRecord({"batch": 8})
         result = strategy.start(grid, ArrayRecord(START), 4, evaluate_config=config)  # type: ignore[arg-type]
-    rounds = Counter(server_round for server_round, _, _ in asked)
+    rounds = Counter(server_round for server_round, _, _ in evaluated)
     assert rounds == dict.fromkeys((1, 2, 3, 4), each)
-    assert len({(server_round, node) for server_round, node, _ in asked}) == 4 * each
-    assert all(norm == ended[server_round] for server_round, _, norm in asked)
+    assert len({(server_round, node) for server_round, node, _ in evaluated}) == 4 * each
+    assert all(norm == ended[server_round] for server_round, _, norm in evaluated)
     metrics = result.evaluate_metrics_clientapp
     assert {key: record["norm"] for key, record in metrics.items()} == ended
     assert len(set(ended.values())) == 4
 
 
-def test_without_models_as_replies_nobody_is_asked_unless_told_to() -> None:
+def test_without_models_as_replies_nobody_evaluates_unless_requested() -> None:
     from flwr_byzasync.optimizers import SGD
 
     assert AsyncRobust().settings.evaluation.fraction == 1.0
@@ -184,7 +184,7 @@ def test_without_models_as_replies_nobody_is_asked_unless_told_to() -> None:
 # --- slow, gone, silent ---------------------------------------------------------------------------
 
 
-def test_slow_evaluators_stall_no_reply_of_others_and_no_round() -> None:
+def test_slow_evaluators_delay_no_other_node_and_no_round() -> None:
     def seconds(kind: str, node: int) -> float:
         if kind == MessageType.EVALUATE:
             return 30.0 if node == 0 else 0.0
@@ -203,7 +203,7 @@ def test_slow_evaluators_stall_no_reply_of_others_and_no_round() -> None:
     assert list(result.evaluate_metrics_clientapp) == list(range(1, 11))
 
 
-def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
+def test_metrics_are_in_the_order_of_rounds_however_late_they_arrive() -> None:
     """Node 0 takes 7 s to evaluate, so that the rounds for which it is not asked end first."""
 
     def seconds(kind: str, node: int) -> float:
@@ -223,7 +223,7 @@ def test_metrics_are_in_the_order_of_rounds_however_late_they_come() -> None:
     assert [record["norm"] for record in result.evaluate_metrics_clientapp.values()] == ended
 
 
-def test_whoever_leaves_is_not_waited_for() -> None:
+def test_a_node_that_leaves_is_not_waited_for() -> None:
     def seconds(kind: str, node: int) -> float:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
@@ -233,7 +233,7 @@ def test_whoever_leaves_is_not_waited_for() -> None:
     assert 40.5 <= clock < 42.0
 
 
-def test_whoever_never_answers_is_waited_for_until_the_limit() -> None:
+def test_a_node_that_never_answers_is_waited_for_until_the_limit() -> None:
     def seconds(kind: str, node: int) -> float:
         return 1e5 if kind == MessageType.EVALUATE and node == 0 else 1.0
 
@@ -276,11 +276,11 @@ def test_one_liar_moves_a_mean_anywhere_and_the_median_nowhere(
 ) -> None:
     def evaluate(message: Message, node: int) -> RecordDict:
         if node == 0:
-            return told(**lie, mine=7.0)
-        return told(norm=norm_of(message), **{"num-examples": 10, "top": [1.0, float(node)]})
+            return reported(**lie, mine=7.0)
+        return reported(norm=norm_of(message), **{"num-examples": 10, "top": [1.0, float(node)]})
 
     result, _, _ = run(evaluate, start=start)
-    honest, _, _ = run(lambda message, node: told(norm=norm_of(message)), start=start)
+    honest, _, _ = run(lambda message, node: reported(norm=norm_of(message)), start=start)
     expected = {k: v["norm"] for k, v in honest.evaluate_metrics_clientapp.items()}
     metrics = result.evaluate_metrics_clientapp
     assert {k: v["norm"] for k, v in metrics.items()} == expected and list(expected) == [1, 2, 3, 4]
@@ -295,31 +295,31 @@ def test_one_liar_moves_a_mean_anywhere_and_the_median_nowhere(
 @pytest.mark.slow
 def test_liars_cannot_end_the_evaluation_of_the_others() -> None:
     """Nodes 0 to 3 raise: whichever are drawn first, the sixteen others are asked later."""
-    asked: Counter[int] = Counter()
+    evaluations: Counter[int] = Counter()
 
     def evaluate(message: Message, node: int) -> RecordDict:
-        asked[node] += 1
+        evaluations[node] += 1
         if node < 4:
             raise RuntimeError("no")
-        return told(norm=1.0)
+        return reported(norm=1.0)
 
     result, _, _ = run(evaluate, nodes=20, rounds=60, fraction_evaluate=0.1)
-    assert all(asked[node] == 1 for node in range(4))
-    assert min(asked[node] for node in range(4, 20)) > 1
+    assert all(evaluations[node] == 1 for node in range(4))
+    assert min(evaluations[node] for node in range(4, 20)) > 1
     assert len(result.evaluate_metrics_clientapp) >= 58
 
 
-def test_a_node_that_once_could_is_asked_again_after_a_fault() -> None:
-    asked: Counter[int] = Counter()
+def test_a_node_that_has_evaluated_before_is_asked_again_after_a_fault() -> None:
+    evaluations: Counter[int] = Counter()
 
     def evaluate(message: Message, node: int) -> RecordDict:
-        asked[node] += 1
+        evaluations[node] += 1
         if message.content["config"]["server-round"] == 2:
             raise RuntimeError("out of memory")
-        return told(norm=1.0)
+        return reported(norm=1.0)
 
     result, _, _ = run(evaluate)
-    assert asked == dict.fromkeys(range(5), 4)
+    assert evaluations == dict.fromkeys(range(5), 4)
     assert list(result.evaluate_metrics_clientapp) == [1, 3, 4]
 
 
@@ -327,20 +327,20 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     **{name: make for name, (make, _) in ZOO.items() if name != "no content"},
     **USABLE,
     "no metrics at all": RecordDict,
-    "an empty record": lambda: told(),
+    "an empty record": lambda: reported(),
     "text": lambda: RecordDict({"metrics": ConfigRecord({"norm": "much"})}),
-    "of other kinds": lambda: told(norm=[1.0], top=3),
-    "not finite": lambda: told(norm=float("nan"), top=[float("inf")]),
+    "of other kinds": lambda: reported(norm=[1.0], top=3),
+    "not finite": lambda: reported(norm=float("nan"), top=[float("inf")]),
     "two records": lambda: RecordDict({"a": MetricRecord({"norm": 9.0}), "b": MetricRecord()}),
-    "a number too large": lambda: told(norm=10**400),
+    "a number too large": lambda: reported(norm=10**400),
 }
 
 
 @pytest.mark.parametrize("function", [None, mean_metrics, aggregate_metricrecords])
-def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> None:
-    """Flower's own mean is one of those that a strange reply breaks: the run goes on."""
+def test_no_answer_to_an_evaluation_can_raise_or_move_the_median(function: Any) -> None:
+    """Flower's own mean is one that a malformed answer breaks: the run continues."""
     # Usable at first, or the node would not be asked again.
-    chosen = ["good", *list(HOSTILE)[::4]]  # the hooks are given every one, below
+    chosen = ["good", *list(HOSTILE)[::4]]  # the hooks process every one, below
     kinds = iter(chosen)
     app = app_of()
 
@@ -376,31 +376,31 @@ def test_no_reply_to_a_question_can_raise_or_move_the_median(function: Any) -> N
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_metrics_are_aggregated_by_the_hooks_as_well(name: str, message: Message) -> None:
     strategy = AsyncRobust()
-    replies = [Message(told(norm=float(k)), reply_to=message) for k in (1, 2, 3)]
+    replies = [Message(reported(norm=float(k)), reply_to=message) for k in (1, 2, 3)]
     made = HOSTILE[name]()
     result = strategy.aggregate_evaluate(1, [*replies, Message(made, reply_to=message)])
     assert result is not None and 1.0 <= result["norm"] <= 3.0  # type: ignore[operator]
 
 
-# --- functions of the user's ----------------------------------------------------------------------
+# --- user-defined functions -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", [AsyncRobust.start, Strategy.start])
-def test_the_user_s_function_is_given_what_fedavg_would_give_it(
+def test_the_user_s_function_is_passed_what_fedavg_would_pass(
     start: Callable[..., Result],
 ) -> None:
     def evaluate(message: Message, node: int) -> RecordDict:
-        return told(norm=float(node), **{"num-examples": 1 if node else 6})
+        return reported(norm=float(node), **{"num-examples": 1 if node else 6})
 
     result, _, _ = run(evaluate, start=start, evaluate_metrics_aggr_fn=aggregate_metricrecords)
-    # (6·0 + 1 + 2 + 3 + 4) / 10: who passes it believes what nodes say of their examples.
+    # (6·0 + 1 + 2 + 3 + 4) / 10: whoever uses it trusts the reported example counts.
     assert [v["norm"] for v in result.evaluate_metrics_clientapp.values()] == [1.0] * 4
 
 
 @pytest.mark.parametrize("where", ["train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"])
 @pytest.mark.parametrize("start", [AsyncRobust.start, Strategy.start])
 @pytest.mark.parametrize("returned", [None, {"norm": 1.0}, "raises"])
-def test_a_function_of_the_user_s_that_fails_costs_its_metrics_and_says_so(
+def test_a_user_s_function_that_fails_costs_its_metrics_and_is_logged(
     where: str, returned: Any, start: Callable[..., Result], caplog: pytest.LogCaptureFixture
 ) -> None:
     def function(records: list[RecordDict], key: str) -> Any:
@@ -421,8 +421,8 @@ def test_a_function_of_the_user_s_that_fails_costs_its_metrics_and_says_so(
     train, evaluate = result.train_metrics_clientapp, result.evaluate_metrics_clientapp
     assert (train == {}) == (where == "train_metrics_aggr_fn")
     assert (evaluate == {}) == (where == "evaluate_metrics_aggr_fn")
-    said = "raised KeyError" if returned == "raises" else f"returned {type(returned).__name__}"
-    assert caplog.text.count(f"The function that aggregates metrics {said}") == 3
+    logged = "raised KeyError" if returned == "raises" else f"returned {type(returned).__name__}"
+    assert caplog.text.count(f"The function that aggregates metrics {logged}") == 3
 
 
 @given(
@@ -433,20 +433,20 @@ def test_fewer_liars_than_honest_nodes_keep_the_median_among_the_honest(
     honest: list[float], lies: list[float]
 ) -> None:
     lies = lies[: len(honest) - 1]
-    heard = [({"loss": value}, 1.0) for value in honest + lies]
-    record = aggregate_metrics(heard, None)
+    answers = [({"loss": value}, 1.0) for value in honest + lies]
+    record = aggregate_metrics(answers, None)
     assert record is not None and min(honest) <= record["loss"] <= max(honest)  # type: ignore[operator]
 
 
 # --- where nodes cannot evaluate --------------------------------------------------------------
 
 
-def test_where_no_evaluate_function_is_registered_nobody_is_asked_for_long_and_one_line_says_so(
+def test_without_an_evaluate_function_nodes_are_soon_not_asked_and_one_warning_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from flwr.clientapp import ClientApp
 
-    client, questions = ClientApp(), []
+    client, requested = ClientApp(), []
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
@@ -454,14 +454,14 @@ def test_where_no_evaluate_function_is_registered_nobody_is_asked_for_long_and_o
 
     def watched(message: Message, context: Context) -> Message:
         if message.metadata.message_type == MessageType.EVALUATE:
-            questions.append(context.node_id)
+            requested.append(context.node_id)
         return client(message, context)
 
     strategy = AsyncRobust()
     with caplog.at_level(logging.WARNING, logger="flwr"), VirtualGrid(watched, 4) as grid:
         result = strategy.start(grid, ArrayRecord(START), 20)  # type: ignore[arg-type]
-    # The second question was under way when the first was answered.
-    assert set(Counter(questions).values()) <= {1, 2} and len(set(questions)) == 4
+    # The second request was pending when the first was answered.
+    assert set(Counter(requested).values()) <= {1, 2} and len(set(requested)) == 4
     assert result.evaluate_metrics_clientapp == {} and strategy.statistics().accepted == 80
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 1 and "Register an evaluate function in the ClientApp" in warned[0]

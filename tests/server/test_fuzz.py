@@ -1,4 +1,4 @@
-"""Whatever arrives, in whatever order: no exception, no change but by an accepted reply."""
+"""Any events in any order: no exception, and only an accepted reply changes the model."""
 
 import gc
 import sys
@@ -45,8 +45,8 @@ SEQUENCES = 10 * EXAMPLES if EXAMPLES >= 100 else EXAMPLES
 
 
 @dataclass
-class Reached:
-    """What the sequences came past."""
+class Coverage:
+    """Reasons and transitions that the sequences covered."""
 
     reasons: set[Reason] = field(default_factory=set)
     rows: set[tuple[Status, Event]] = field(default_factory=set)
@@ -55,7 +55,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A reply made once; its echo is set to the query that it is to answer, or to one beside."""
+    """A reply built once; its echo is set to the query that it answers, or to a wrong one."""
 
     message: Message
     reason: Reason | None
@@ -67,7 +67,7 @@ class Prepared:
 
 
 def set_echo(content: RecordDict, query: int, reason: Reason | None) -> None:
-    """Make an echo that is right, or wrong in its number alone, so for this query."""
+    """Set the echoed query id: this query's, or a wrong one where that is the fault."""
     config = content.get("config")
     if isinstance(config, ConfigRecord) and type(config.get("byz.query")) is int:
         config["byz.query"] = query - 1 if reason is Reason.WRONG_QUERY else query
@@ -75,7 +75,7 @@ def set_echo(content: RecordDict, query: int, reason: Reason | None) -> None:
 
 @pytest.fixture(scope="module")
 def replies(message: Message) -> tuple[Prepared, ...]:
-    """Every kind of the zoo, and nearly as many that can be used."""
+    """Every fault of the zoo, and nearly as many usable replies."""
     faults = [Prepared(answered(message, make()), reason) for make, reason in ZOO.values()]
     usable = [Prepared(answered(message, make()), None) for make in USABLE.values()]
     return (*faults, *usable * (len(faults) // len(usable)))
@@ -95,8 +95,8 @@ PAYLOADS = (
 )
 
 
-def session_of(kind: int, clock: Callable[[], float], payload: Payload | None = None) -> Endpoint:
-    """Return a session whose policy follows the bits of `kind`."""
+def endpoint_of(kind: int, clock: Callable[[], float], payload: Payload | None = None) -> Endpoint:
+    """Return an endpoint whose policy is encoded in the bits of `kind`."""
     policy = policy_of(
         payload,
         nodes=(None, 1, 2, 3)[kind & 3],
@@ -111,13 +111,13 @@ def session_of(kind: int, clock: Callable[[], float], payload: Payload | None = 
     return Endpoint(state, MessageFormat(policy.payload.NAME, "arrays", "config"), CPU, clock)
 
 
-def held(state: ServerState) -> tuple[object, ...]:
-    """Objects that an event which accepts nothing must keep."""
+def kept_objects(state: ServerState) -> tuple[object, ...]:
+    """The objects that an event without an accepted reply must not replace."""
     return (state.iterates, state.buffers, state.counters, state.tables)
 
 
-def written(state: ServerState) -> tuple[object, ...]:
-    """Everything that it must leave bit-identical, copied."""
+def kept_values(state: ServerState) -> tuple[object, ...]:
+    """The values that such an event must leave bit-identical, copied."""
     tables = state.tables
     parts: list[object] = [state.accepted, state.staleness, state.iterates.step]
     for table in (tables.parameters, tables.buffers, tables.counters):
@@ -132,167 +132,169 @@ def bits(tensor: Tensor) -> bytes:
 
 
 class Player:
-    """Carries one sequence out and checks the laws after each event.
+    """Runs one sequence and checks the invariants after each event.
 
-    `expected` counts reasons by what was done, in the test's own words.
+    `expected` counts reasons independently of the package.
     """
 
     def __init__(self, replies: tuple[Prepared, ...], kind: int) -> None:
         self.replies, self.now = replies, 0.0
-        self.session = session_of(kind, lambda: self.now)
+        self.endpoint = endpoint_of(kind, lambda: self.now)
         self.expected: Counter[Reason] = Counter()
         self.past: list[str] = ["invented"]
         self.connected: tuple[int, ...] = tuple(range(NODES - 1))
         self.sent = 0
         self.connect(0, 0)
-        self.ask(0, 0)
-        self.contents = written(self.session.state)
+        self.query(0, 0)
+        self.contents = kept_values(self.endpoint.state)
 
     def play(self, what: int, whose: int, which: int) -> None:
-        """Carry an event out; nothing but an accepted reply may move the model."""
-        before = self.session.state
-        objects, contents, rows = held(before), self.contents, len(before.tables.parameters)
-        doing = self.DOINGS[what % len(self.DOINGS)]
-        doing(self, whose, which)
-        after = self.session.state
-        self.contents = written(after)
+        """Run one event; only an accepted reply may move the model."""
+        before = self.endpoint.state
+        objects, contents, rows = kept_objects(before), self.contents, len(before.tables.parameters)
+        action = self.ACTIONS[what % len(self.ACTIONS)]
+        action(self, whose, which)
+        after = self.endpoint.state
+        self.contents = kept_values(after)
         if after.accepted == before.accepted:
-            assert all(a is b for a, b in zip(held(after), objects, strict=True))
-            # Rows go where nodes are lost, and nowhere else.
-            lost = after.policy.liveness.departed == "drop" and doing in (
+            assert all(a is b for a, b in zip(kept_objects(after), objects, strict=True))
+            # Rows are dropped only where nodes are lost.
+            may_drop = after.policy.liveness.departed == "drop" and action in (
                 Player.wait,
                 Player.connect,
             )
-            if not lost or len(after.tables.parameters) == rows:
+            if not may_drop or len(after.tables.parameters) == rows:
                 assert self.contents == contents
         if before.iterates.step == 0 < after.iterates.step:
-            # In the test's own words: as many as were asked for, or more than half of the start.
-            least = after.policy.quorum.nodes or len(after.initial_nodes) // 2 + 1
-            assert len(after.tables.parameters) >= least
+            # Computed independently: the configured size, or a majority of the initial nodes.
+            quorum = after.policy.quorum.nodes or len(after.initial_nodes) // 2 + 1
+            assert len(after.tables.parameters) >= quorum
         self.check(after)
 
     def check(self, state: ServerState) -> None:
-        """What is always true."""
+        """Check what is always true."""
         assert state.reasons == {k: v for k, v in self.expected.items() if v}
-        owners = [line.node_id for line in state.in_flight.values()]
+        owners = [query.node_id for query in state.in_flight.values()]
         assert len(owners) == len(set(owners)) <= len(state.nodes) <= NODES
-        asked = {k for k, node in state.nodes.items() if node.status is Status.QUERIED}
-        assert asked <= set(owners)
+        queried = {k for k, node in state.nodes.items() if node.status is Status.QUERIED}
+        assert queried <= set(owners)
         assert sum(node.accepted for node in state.nodes.values()) == state.accepted
         rows = sorted(node.row for node in state.nodes.values() if node.row is not None)
         assert rows == list(range(len(state.tables.parameters)))
-        assert len(self.session._logged) <= NODES * len(Reason)
+        assert len(self.endpoint._logged) <= NODES * len(Reason)
         for node in state.nodes.values():
             assert len(node.metrics) <= MAX_METRICS and len(node.reply_times) <= 15
 
     # --- events ---
 
     def reply(self, whose: int, which: int) -> None:
-        """A reply of any kind to a message of the book, wherever its node stands."""
-        before = self.session.state
+        """A reply of any kind to a query in flight, whatever its node's status."""
+        before = self.endpoint.state
         if not before.in_flight:
             return
         keys = list(before.in_flight)
         key = keys[whose % len(keys)]
-        line, prepared = before.in_flight[key], self.replies[which % len(self.replies)]
-        asked = before.nodes[line.node_id].status is Status.QUERIED
-        self.session.receive(key, prepared.to(line.query))
-        after = self.session.state
+        sent, prepared = before.in_flight[key], self.replies[which % len(self.replies)]
+        queried = before.nodes[sent.node_id].status is Status.QUERIED
+        self.endpoint.receive(key, prepared.to(sent.query))
+        after = self.endpoint.state
         assert key not in after.in_flight
         assert after.accepted - before.accepted == (prepared.reason is None)
         # What a lost node owed was counted when it was lost.
-        self.expected[prepared.reason] += prepared.reason is not None and asked
+        self.expected[prepared.reason] += prepared.reason is not None and queried
         del self.expected[None]  # type: ignore[arg-type]
         self.past.append(key)
 
     def usable(self, whose: int, which: int) -> None:
-        """One that can be used, so that half of the sequence is no failure."""
+        """A usable reply, so that half of the sequence succeeds."""
         self.reply(whose, len(self.replies) - 1 - which % len(USABLE))
 
-    def again(self, whose: int, which: int) -> None:
-        """A duplicate, a replay or an invention, whatever is in it."""
+    def stray(self, whose: int, which: int) -> None:
+        """A duplicate, a replay or a forgery, whatever its content."""
         prepared = self.replies[which % len(self.replies)]
-        self.session.receive(self.past[-1 - whose % len(self.past)], prepared.message)
+        self.endpoint.receive(self.past[-1 - whose % len(self.past)], prepared.message)
         self.expected[Reason.UNSOLICITED] += 1
 
-    def settle(self, whose: int, which: int) -> None:
-        """An id is given again: its message is gone."""
-        before = self.session.state
+    def lose(self, whose: int, which: int) -> None:
+        """A message is lost: its id was reused."""
+        before = self.endpoint.state
         if before.in_flight and which % 4 == 0:
             key = list(before.in_flight)[whose % len(before.in_flight)]
-            asked = before.nodes[before.in_flight[key].node_id].status is Status.QUERIED
-            self.session.apply(key, Rejected(Reason.LOST))
-            self.expected[Reason.LOST] += asked
+            queried = before.nodes[before.in_flight[key].node_id].status is Status.QUERIED
+            self.endpoint.apply(key, Rejected(Reason.LOST))
+            self.expected[Reason.LOST] += queried
 
     def wait(self, whose: int, which: int) -> None:
-        """Time passes, in leaps as well, unheard, or steps back a little."""
-        before, seconds = self.session.state, WAITS[which % len(WAITS)]
+        """Time passes, in jumps too, while the server does not poll, or steps back a little."""
+        before, seconds = self.endpoint.state, WAITS[which % len(WAITS)]
         self.now += seconds
         if whose % 4 == 3 and seconds > 0:
             before = events.on_clock_paused(before, seconds)
-        for line in before.in_flight.values():
-            late = not line.overdue and self.now - line.sent_at > line.limit
-            self.expected[Reason.EXPIRED] += late and self.status(line.node_id) is Status.QUERIED
-        self.session.state = events.on_all_quarantined(events.on_clock(before, self.now), self.now)
+        for query in before.in_flight.values():
+            late = not query.overdue and self.now - query.sent_at > query.limit
+            self.expected[Reason.EXPIRED] += late and self.status(query.node_id) is Status.QUERIED
+        self.endpoint.state = events.on_all_quarantined(events.on_clock(before, self.now), self.now)
         if whose % 64 == 62:
-            self.session.state = events.on_end(self.session.state, self.now)
+            self.endpoint.state = events.on_end(self.endpoint.state, self.now)
 
     def connect(self, whose: int, which: int) -> None:
-        """Nodes come and go; with `which` = 0 all are there but the last."""
+        """Nodes leave and join; with `which` = 0 all but the last are connected."""
         self.connected = tuple(k for k in range(NODES) if (which ^ 31) >> k & 1)
-        nodes = self.session.state.nodes
+        nodes = self.endpoint.state.nodes
         for node_id, node in nodes.items():
             gone = node_id not in self.connected and node.status is Status.QUERIED
             self.expected[Reason.NODE_GONE] += gone
-        self.session.state = on_connected(self.session.state, self.connected)
+        self.endpoint.state = on_connected(self.endpoint.state, self.connected)
 
-    def ask(self, whose: int, which: int) -> None:
-        """Everyone who is due is asked; every fourth query cannot be handed over."""
-        session = self.session
+    def query(self, whose: int, which: int) -> None:
+        """Query every due node; every fourth query cannot be sent."""
+        endpoint = self.endpoint
         at_once = bool(whose & 1)
-        for node_id in events.due_nodes(session.state, self.connected, self.now, at_once):
-            query, self.sent = session.state.next_query_id, self.sent + 1
+        for node_id in events.due_nodes(endpoint.state, self.connected, self.now, at_once):
+            query, self.sent = endpoint.state.next_query_id, self.sent + 1
             if which % 4 == 3:
-                session.state = events.on_unsent(session.state, node_id, self.now)
+                endpoint.state = events.on_unsent(endpoint.state, node_id, self.now)
                 self.expected[Reason.UNSENT] += 1
             else:
-                self.past += [k for k, v in session.state.in_flight.items() if v.node_id == node_id]
-                session.state = events.on_sent(
-                    session.state, node_id, f"m{self.sent}", query, self.now
+                self.past += [
+                    k for k, v in endpoint.state.in_flight.items() if v.node_id == node_id
+                ]
+                endpoint.state = events.on_sent(
+                    endpoint.state, node_id, f"m{self.sent}", query, self.now
                 )
 
     def status(self, node_id: int) -> Status:
-        return self.session.state.nodes[node_id].status
+        return self.endpoint.state.nodes[node_id].status
 
-    DOINGS = (wait, reply, ask, usable, again, reply, ask, connect, settle, reply, ask, usable)
+    ACTIONS = (wait, reply, query, usable, stray, reply, query, connect, lose, reply, query, usable)
 
 
 @pytest.fixture
-def reached(monkeypatch: pytest.MonkeyPatch) -> Reached:
-    """Note every row of the table that is used from now on."""
-    seen = Reached()
+def coverage(monkeypatch: pytest.MonkeyPatch) -> Coverage:
+    """Record every transition that is used from now on."""
+    recorded = Coverage()
 
-    def noting(status: Status, event: Event) -> object:
-        seen.rows.add((status, event))
+    def recording(status: Status, event: Event) -> object:
+        recorded.rows.add((status, event))
         return move(status, event)
 
     for module in (events, protocol):
-        monkeypatch.setattr(module, "move", noting)
-    return seen
+        monkeypatch.setattr(module, "move", recording)
+    return recorded
 
 
-def play(script: bytes, replies: tuple[Prepared, ...], reached: Reached) -> Player:
+def play(script: bytes, replies: tuple[Prepared, ...], coverage: Coverage) -> Player:
     player = Player(replies, script[0])
     for k in range(1, len(script), 3):
         player.play(*script[k : k + 3])
-    reached.reasons |= set(player.session.state.reasons)
-    reached.accepted += player.session.state.accepted
+    coverage.reasons |= set(player.endpoint.state.reasons)
+    coverage.accepted += player.endpoint.state.accepted
     return player
 
 
-def assert_all_reached(reached: Reached) -> None:
-    assert set(Reason) - reached.reasons == set()
-    assert set(TRANSITIONS) - reached.rows == set()
+def assert_all_covered(coverage: Coverage) -> None:
+    assert set(Reason) - coverage.reasons == set()
+    assert set(TRANSITIONS) - coverage.rows == set()
 
 
 def seeded(seed: int, count: int = EVENTS) -> bytes:
@@ -301,29 +303,31 @@ def seeded(seed: int, count: int = EVENTS) -> bytes:
 
 @searched(few=20, many=SEQUENCES)
 def test_no_sequence_of_events_raises_or_moves_the_model_without_an_accepted_reply(
-    examples: int, replies: tuple[Prepared, ...], reached: Reached
+    examples: int, replies: tuple[Prepared, ...], coverage: Coverage
 ) -> None:
     @settings(max_examples=examples)
     @given(st.binary(min_size=BYTES, max_size=BYTES))
     def law(script: bytes) -> None:
-        play(script, replies, reached)
+        play(script, replies, coverage)
 
     law()
     # 15 of the 100 on average, if a sequence is drawn evenly; many are simpler.
-    assert reached.accepted > examples
+    assert coverage.accepted > examples
     if examples >= 1000:
-        assert_all_reached(reached)
+        assert_all_covered(coverage)
 
 
-def test_the_sequences_reach_every_reason_and_every_row_of_the_table(
-    replies: tuple[Prepared, ...], reached: Reached
+def test_the_sequences_reach_every_reason_and_every_transition(
+    replies: tuple[Prepared, ...], coverage: Coverage
 ) -> None:
     for seed in range(40):
-        play(seeded(seed), replies, reached)
-    assert_all_reached(reached)
+        play(seeded(seed), replies, coverage)
+    assert_all_covered(coverage)
 
 
-def with_payload(payload: Payload, content: RecordDict, query: int, before: bool) -> RecordDict:
+def with_payload(
+    payload: Payload, content: RecordDict, query: int, with_previous: bool
+) -> RecordDict:
     """Turn a reply of the zoo into one of another payload, with its fault."""
     arrays, others = content.get("arrays"), content.get("buffers")
     if payload.NAME == "model" and isinstance(arrays, ArrayRecord):
@@ -331,7 +335,7 @@ def with_payload(payload: Payload, content: RecordDict, query: int, before: bool
             for name, array in others.items():
                 arrays[name] = array
             del content["buffers"]
-    elif before and isinstance(arrays, ArrayRecord):
+    elif with_previous and isinstance(arrays, ArrayRecord):
         content["arrays-prev"] = arrays
     config = content.get("config")
     if isinstance(config, ConfigRecord) and config.get("byz.payload") == "momentum":
@@ -341,7 +345,7 @@ def with_payload(payload: Payload, content: RecordDict, query: int, before: bool
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=str)
-def test_whatever_replies_are_only_accepted_ones_move_the_model(
+def test_with_any_payload_only_accepted_replies_move_the_model(
     payload: Payload, message: Message
 ) -> None:
     names = [name for name in (*ZOO, *USABLE) if name != "no content"]
@@ -350,31 +354,33 @@ def test_whatever_replies_are_only_accepted_ones_move_the_model(
     @settings(max_examples=max(10, EXAMPLES // 5))
     @given(st.binary(min_size=61, max_size=61))
     def law(script: bytes) -> None:
-        session = session_of(script[0] & 0b0111101, lambda: 0.0, payload)
-        session.state = on_connected(session.state, range(4))
+        endpoint = endpoint_of(script[0] & 0b0111101, lambda: 0.0, payload)
+        endpoint.state = on_connected(endpoint.state, range(4))
         for k in range(1, len(script), 3):
             what, whose, which = script[k : k + 3]
             node_id, key = whose % 4, f"{k}"
-            session.state = on_connected(session.state, range(4 if what % 8 else 3))
-            session.state = events.on_sent(
-                session.state, node_id, key, session.state.next_query_id, 0.0
+            endpoint.state = on_connected(endpoint.state, range(4 if what % 8 else 3))
+            endpoint.state = events.on_sent(
+                endpoint.state, node_id, key, endpoint.state.next_query_id, 0.0
             )
-            line = session.state.in_flight[key]
-            assert (line.point is not None) == payload.keeps_query_point
-            # Half of them can be used.
+            sent = endpoint.state.in_flight[key]
+            assert (sent.point is not None) == payload.keeps_query_point
+            # Half of them are usable.
             name = names[which % len(names)] if what & 1 else list(USABLE)[which % len(USABLE)]
             made = ZOO[name][0]() if name in ZOO else USABLE[name]()
             if isinstance(made, RecordDict):
-                made = with_payload(payload, made, line.query, line.with_previous)
-            before, contents = session.state, written(session.state)
-            session.receive(key, answered(message, made))
-            after = session.state
+                made = with_payload(payload, made, sent.query, sent.with_previous)
+            before, contents = endpoint.state, kept_values(endpoint.state)
+            endpoint.receive(key, answered(message, made))
+            after = endpoint.state
             accepted = after.accepted - before.accepted
             reached[accepted] += 1
             assert accepted + sum(after.reasons.values()) - sum(before.reasons.values()) == 1
             if not accepted:
-                assert written(after) == contents
-                assert all(a is b for a, b in zip(held(after), held(before), strict=True))
+                assert kept_values(after) == contents
+                assert all(
+                    a is b for a, b in zip(kept_objects(after), kept_objects(before), strict=True)
+                )
             assert bool(after.tables.parameters.view().rows.isfinite().all())
             assert bool(after.iterates.x.isfinite().all())
 
@@ -417,7 +423,7 @@ def test_a_run_among_nodes_that_send_anything_trains(script: bytes) -> None:
 
 
 def calls_of(work: Callable[[], object]) -> int:
-    """Return how many functions were called, C functions included: a clock that does not vary."""
+    """Return the number of function calls, C functions included: a measure that does not vary."""
     count = 0
 
     def counting(frame: object, event: str, argument: object) -> None:
@@ -437,7 +443,7 @@ def calls_of(work: Callable[[], object]) -> int:
 
 
 def memory_of(work: Callable[[], object]) -> int:
-    """Return the most bytes that were held at once beyond what was there."""
+    """Return the peak memory that was allocated, in bytes."""
     tracemalloc.start()
     try:
         work()
@@ -447,15 +453,15 @@ def memory_of(work: Callable[[], object]) -> int:
 
 
 def waiting(message: Message) -> Endpoint:
-    """Return a session that has a step behind it and waits for node 0."""
-    session = session_of(1, lambda: 0.0)
-    session.state = on_connected(session.state, [0])
+    """Return an endpoint after one step, with a query to node 0 in flight."""
+    endpoint = endpoint_of(1, lambda: 0.0)
+    endpoint.state = on_connected(endpoint.state, [0])
     for key in ("first", "second"):
         good = Prepared(answered(message, USABLE["good"]()), None)
-        session.state = events.on_sent(session.state, 0, key, session.state.next_query_id, 0.0)
+        endpoint.state = events.on_sent(endpoint.state, 0, key, endpoint.state.next_query_id, 0.0)
         if key == "first":
-            session.receive(key, good.to(session.state.in_flight[key].query))
-    return session
+            endpoint.receive(key, good.to(endpoint.state.in_flight[key].query))
+    return endpoint
 
 
 @pytest.mark.parametrize("name", [*ZOO, *USABLE])
@@ -463,11 +469,11 @@ def test_no_reply_costs_much_more_calls_or_memory_than_a_good_one(
     name: str, message: Message
 ) -> None:
     def cost(kind: str, measure: Callable[[Callable[[], object]], int]) -> int:
-        session = waiting(message)
+        endpoint = waiting(message)
         make, reason = ZOO[kind] if kind in ZOO else (USABLE[kind], None)
         reply = Prepared(answered(message, make()), reason)
-        reply.to(session.state.in_flight["second"].query)
-        return measure(partial(session.receive, "second", reply.message))
+        reply.to(endpoint.state.in_flight["second"].query)
+        return measure(partial(endpoint.receive, "second", reply.message))
 
     assert cost(name, calls_of) <= 2 * cost("good", calls_of)
     assert cost(name, memory_of) <= 2**17
@@ -479,7 +485,7 @@ def test_an_event_does_not_cost_more_after_many_others(replies: tuple[Prepared, 
     script = seeded(5, 3000)
     for k in range(1, len(script), 3):
         costs.append(calls_of(partial(player.play, *script[k : k + 3])))
-    # The largest of a kind come by chance: compare many with many.
+    # The largest costs vary by chance: compare many with many.
     early, late = sorted(costs[500:1500]), sorted(costs[-1000:])
     assert late[-50] <= 1.2 * early[-50]
     assert max(late) <= 1.5 * max(early)

@@ -1,4 +1,4 @@
-"""Runs that go on whatever nodes do: floods, restarts, silences, churn, on a virtual clock."""
+"""Runs continue whatever nodes do: floods, restarts, silences, churn, on a virtual clock."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -55,22 +55,22 @@ def app(estimator: Estimator | None = None, **settings: Any) -> Callable[..., Me
 
 def strategy_of(**settings: Any) -> AsyncRobust:
     """Return a strategy; `max_share` is short for a cap on its weights."""
-    given = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), "nodes": 3, **settings}
-    if "max_share" in given:
-        policy = weight_policy(given.get("weights", "counts"))
-        given["weights"] = Capped(policy, given.pop("max_share"))
-    return AsyncRobust(**grouped(**given))
+    kwargs = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), "nodes": 3, **settings}
+    if "max_share" in kwargs:
+        policy = weight_policy(kwargs.get("weights", "counts"))
+        kwargs["weights"] = Capped(policy, kwargs.pop("max_share"))
+    return AsyncRobust(**grouped(**kwargs))
 
 
 def run(
     strategy: AsyncRobust,
     nodes: int | Sequence[VirtualNode],
     rounds: int = 5,
-    given: Callable[..., Message] | None = None,
+    client: Callable[..., Message] | None = None,
     timeout: float = 300.0,
-    **world: Any,
+    **federation: Any,
 ) -> tuple[Result, VirtualGrid]:
-    with VirtualGrid(given or app(), nodes, seed=1, **world) as grid:
+    with VirtualGrid(client or app(), nodes, seed=1, **federation) as grid:
         result = strategy.start(grid, ArrayRecord(START), rounds, timeout=timeout)
     return result, grid
 
@@ -83,10 +83,10 @@ def distance(result: Result) -> float:
 
 
 def flooded(network: float = 0.1, lr: float = 0.02, **settings: Any) -> tuple[Any, ...]:
-    """Let one node of six flood; return the distance to the optimum and the share it holds.
+    """Let one node of six flood; return the distance to the optimum and its weight.
 
-    It does not compute, so it is six times as fast as those that do, or far more in a network
-    that takes less.
+    It does not compute, so it is six times as fast as those that do, or far more in a faster
+    network.
     """
     liar, lie = FIRST + 5, SignFlip(scale=3.0)
     mod = attack_mod(lambda context: lie if context.node_id == liar else None)
@@ -101,7 +101,7 @@ def flooded(network: float = 0.1, lr: float = 0.02, **settings: Any) -> tuple[An
 
 
 @pytest.mark.slow
-def test_a_node_that_floods_owns_the_counts_and_ruins_the_run() -> None:
+def test_a_flooding_node_dominates_the_counts_and_ruins_the_run() -> None:
     reached, share, strategy = flooded()
     assert share > 0.5 and share == pytest.approx(strategy.statistics().share({FIRST + 5}))
     assert not reached < 100.0
@@ -115,7 +115,7 @@ def test_a_node_that_floods_owns_the_counts_and_ruins_the_run() -> None:
         slow({"weights": StalenessDiscount(power=1.0), "max_share": 0.25}),
     ],
 )
-def test_a_node_that_floods_holds_no_more_than_the_cap_and_the_run_trains(
+def test_a_flooding_node_has_no_more_weight_than_the_cap_and_the_run_trains(
     settings: dict[str, Any],
 ) -> None:
     reached, share, strategy = flooded(**settings)
@@ -146,7 +146,7 @@ def test_a_restarted_node_averages_what_it_computed_since_and_no_more() -> None:
 
     inner = client_app(drawn, estimator=mu2(beta=None))
 
-    def seen(message: Message, context: Context) -> Message:
+    def recording(message: Message, context: Context) -> Message:
         reply = inner(message, context)
         if context.node_id == FIRST:
             sent.append(float(reply.content["arrays"].to_torch_state_dict()["x"][0]))
@@ -154,20 +154,20 @@ def test_a_restarted_node_averages_what_it_computed_since_and_no_more() -> None:
 
     churn = [Churn(20.5, 0, "leave"), Churn(25.0, 0, "join")]
     strategy = strategy_of(updates_per_round=100)
-    run(strategy, 3, 1, seen, churn=churn)
-    alone: list[float] = []
+    run(strategy, 3, 1, recording, churn=churn)
+    gradients: list[float] = []
 
     def draws(query: Query) -> Gradient:
         answer = drawn(query)
         if query.context.node_id == FIRST:
-            alone.append(float(answer.gradients["x"][0]))
+            gradients.append(float(answer.gradients["x"][0]))
         return answer
 
     run(strategy_of(updates_per_round=100), 3, 1, client_app(draws, estimator=sgd()), churn=churn)
     # Where the gradient does not depend on the point, the vector is the mean of all draws.
-    before, after = torch.tensor(alone[:20]), torch.tensor(alone[20:])
+    before, after = torch.tensor(gradients[:20]), torch.tensor(gradients[20:])
     means = [x.cumsum(0) / torch.arange(1, len(x) + 1) for x in (before, after)]
-    assert len(sent) == len(alone) > 28
+    assert len(sent) == len(gradients) > 28
     torch.testing.assert_close(torch.tensor(sent), torch.cat(means), rtol=1e-4, atol=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_when_all_nodes_are_gone_the_run_ends_in_time_with_what_is_there(
     assert "0 nodes are connected" in caplog.text
 
 
-def test_when_all_nodes_come_back_in_time_the_run_goes_on() -> None:
+def test_when_all_nodes_come_back_in_time_the_run_continues() -> None:
     churn = [Churn(10.0 + node, node, "leave") for node in range(3)]
     churn += [Churn(35.0, node, "join") for node in range(3)]
     strategy = strategy_of(updates_per_round=6)
@@ -196,14 +196,14 @@ def test_when_all_nodes_come_back_in_time_the_run_goes_on() -> None:
     assert distance(result) < 0.5
 
 
-def test_a_lost_reply_is_asked_for_again_at_the_node_s_own_pace() -> None:
-    """A crash that nobody misses loses the message; at 1 s a reply it is a minute, not ten."""
+def test_a_lost_reply_times_out_at_the_node_s_own_pace() -> None:
+    """A crash that goes unnoticed loses the message; at 1 s a reply the timeout is a minute."""
     churn = [Churn(20.5, 0, "crash"), Churn(21.0, 0, "join")]
     strategy = strategy_of(updates_per_round=350)
     run(strategy, 3, 1, churn=churn, heartbeat=1e6)
     statistics = strategy.statistics()
     assert statistics.reasons == {Reason.EXPIRED: 1}
-    # Given up a minute after 20 s, asked again a minute later.
+    # Timed out a minute after 20 s, queried again a minute later.
     assert 30 < statistics.replies[FIRST] < statistics.replies[FIRST + 1] - 110
 
 
@@ -214,7 +214,7 @@ def test_a_late_reply_counts_with_its_true_staleness() -> None:
     statistics = strategy.statistics()
     assert statistics.reasons == {Reason.EXPIRED: 1}
     assert statistics.replies == {FIRST: 6, FIRST + 1: 106}
-    # While both are there a reply is one step old at most, and those of the other alone are new.
+    # While both are connected a reply is at most one step old; those of the other alone are fresh.
     assert 99 <= statistics.mean_staleness * 112 <= 101 + 10
 
 
@@ -260,7 +260,7 @@ def thinned(**settings: Any) -> tuple[Result, AsyncRobust, VirtualGrid]:
     return result, strategy, grid
 
 
-def test_below_min_nodes_a_run_continues_by_default() -> None:
+def test_below_the_quorum_a_run_continues_by_default() -> None:
     _, strategy, grid = thinned()
     replies = list(strategy.statistics().replies.values())
     assert replies[0] > replies[1] + 35
@@ -286,8 +286,8 @@ def test_a_run_that_waits_in_vain_ends_in_time(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.parametrize("departed", [slow("keep"), "drop"])
-def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) -> None:
-    """Two of five leave early, far from the optimum: kept rows pull to where they stood."""
+def test_the_row_of_a_departed_node_biases_the_model_until_it_is_dropped(departed: str) -> None:
+    """Two of five leave early, far from the optimum: kept rows bias the model."""
 
     def app_of_rows(query: Query) -> Gradient:
         return Gradient({"x": query.parameters["x"]})
@@ -340,12 +340,12 @@ def test_the_row_of_a_node_that_left_pulls_until_it_is_dropped(departed: str) ->
         ("reply_timeout", Fraction(10**400)),
     ],
 )  # fmt: skip
-def test_every_argument_out_of_range_is_refused_by_name_value_range_and_next_move(
+def test_every_argument_out_of_range_is_refused_by_name_value_range_and_fix(
     argument: str, value: object
 ) -> None:
-    given = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), argument: value}
+    arguments = {"aggregator": CoordinateWiseMedian(), "optimizer": SGD(0.1), argument: value}
     with pytest.raises(ConfigError) as caught:
-        AsyncRobust(**grouped(**given))
+        AsyncRobust(**grouped(**arguments))
     error = caught.value
     assert error.argument == argument and error.legal and error.fix
     shown = (str(value)[:20], repr(value)[:20])
@@ -384,32 +384,34 @@ def test_only_models_have_a_step_of_their_own(payload: Payload) -> None:
     ("name", "payload"),
     [("model", "Models()"), ("gradient", "Gradients()"), ("weights", "Models()")],
 )
-def test_a_payload_by_its_former_name_is_answered_with_its_class(name: str, payload: str) -> None:
+def test_a_payload_by_its_former_name_is_refused_with_its_class(name: str, payload: str) -> None:
     with pytest.raises(ConfigError) as caught:
         strategy_of(payload=name)
     assert caught.value.fix == f"pass payload={payload}"
 
 
 @pytest.mark.parametrize("name", ASYNC_ROBUST)
-def test_an_argument_of_the_former_face_is_answered_with_its_new_place(name: str) -> None:
+def test_a_moved_argument_is_refused_with_its_new_place(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AsyncRobust(**{name: 1.0})  # type: ignore[arg-type]
     assert caught.value.argument == name and ASYNC_ROBUST[name] in caught.value.fix
 
 
-def test_an_argument_that_never_was_is_python_s_own_error() -> None:
+def test_an_unknown_argument_is_python_s_own_error() -> None:
     with pytest.raises(TypeError, match="min_node"):
         AsyncRobust(min_node=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("fraction_train", "max_rate"), ("weighted_by_key", "weights=")]
+    ("name", "replacement"), [("fraction_train", "max_rate"), ("weighted_by_key", "weights=")]
 )
-def test_an_argument_of_fedavg_that_means_nothing_here_says_what_does(name: str, says: str) -> None:
+def test_an_unsupported_argument_of_fedavg_is_refused_with_its_replacement(
+    name: str, replacement: str
+) -> None:
     value = {"fraction_train": 0.3, "weighted_by_key": "num-examples"}[name]
     with pytest.raises(ConfigError) as caught:
         AsyncRobust(**{name: value})  # type: ignore[arg-type]
-    assert says in caught.value.fix
+    assert replacement in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -429,14 +431,14 @@ def test_every_argument_of_start_out_of_range_is_refused_before_anything_is_sent
 
 
 @pytest.mark.parametrize("rounds", [10**15, np.int64(10**15)])
-def test_a_run_may_have_more_rounds_than_there_are_days(rounds: int) -> None:
+def test_a_run_may_have_a_huge_number_of_rounds(rounds: int) -> None:
     strategy = strategy_of(callbacks=[EarlyStop(seconds=60.0)])
     run(strategy, 3, rounds, timeout=Fraction(600))  # type: ignore[arg-type]
     assert strategy.statistics().accepted > 30
 
 
-def test_replies_that_wait_for_a_slow_evaluation_say_nothing_of_a_node_s_pace() -> None:
-    """They are in time, and were there when nobody looked: not at once, as it then seems."""
+def test_replies_that_wait_for_a_slow_evaluation_do_not_distort_reply_times() -> None:
+    """They arrived while nobody polled: in time, and not at once as it would seem."""
     spent: list[float] = []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> None:

@@ -1,4 +1,4 @@
-"""What replies hold and how each becomes its node's row: models, gradients, the server's half."""
+"""What replies contain and how each becomes its node's row: models and gradients."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ LARGE = float(np.float32(3e38))
 FLOATS = st.floats(-LARGE, LARGE, width=32)
 
 
-def session_of(
+def endpoint_of(
     model: Mapping[str, Tensor], payload: Payload, optimizer: Any = None, **settings: Any
 ) -> Endpoint:
     policy = policy_of(payload, **{"nodes": 1, **settings})
@@ -56,13 +56,13 @@ def session_of(
     return Endpoint(state, MessageFormat(payload.NAME), CPU, lambda: 0.0)
 
 
-def ask(session: Endpoint, node_id: int, key: str) -> Message:
+def send_query(endpoint: Endpoint, node_id: int, key: str) -> Message:
     """Send a node a query, and return it."""
-    session.state = on_connected(session.state, [*session.state.nodes, node_id])
-    query = session.state.next_query_id
-    message = session.query(node_id, query, 1, {})
+    endpoint.state = on_connected(endpoint.state, [*endpoint.state.nodes, node_id])
+    query = endpoint.state.next_query_id
+    message = endpoint.query(node_id, query, 1, {})
     message.metadata.__dict__["_message_id"] = key
-    session.state = events.on_sent(session.state, node_id, key, query, 0.0)
+    endpoint.state = events.on_sent(endpoint.state, node_id, key, query, 0.0)
     return message
 
 
@@ -70,15 +70,15 @@ def weights_of(message: Message) -> dict[str, Tensor]:
     return message.content.array_records["arrays"].to_torch_state_dict()  # type: ignore[return-value]
 
 
-def answer(session: Endpoint, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
+def answer(endpoint: Endpoint, message: Message, arrays: Mapping[str, Tensor], **more: Any) -> None:
     content = RecordDict({"arrays": record_of(arrays), **more})
-    session.receive(message.metadata.message_id, Message(content, reply_to=message))
+    endpoint.receive(message.metadata.message_id, Message(content, reply_to=message))
 
 
-def row_of(session: Endpoint, node_id: int) -> Tensor:
-    row = session.state.nodes[node_id].row
+def row_of(endpoint: Endpoint, node_id: int) -> Tensor:
+    row = endpoint.state.nodes[node_id].row
     assert row is not None
-    return session.state.tables.parameters.view().rows[row]
+    return endpoint.state.tables.parameters.view().rows[row]
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -88,58 +88,58 @@ def row_of(session: Endpoint, node_id: int) -> Tensor:
     st.lists(st.tuples(st.integers(0, 2), st.lists(FLOATS, min_size=3, max_size=3)), max_size=12),
     st.sampled_from([torch.float16, torch.float32, torch.float64]),
 )
-def test_a_row_is_what_that_very_node_was_sent_minus_what_it_returned(
+def test_a_row_is_what_that_node_was_sent_minus_what_it_returned(
     script: list[tuple[int, list[float]]], dtype: torch.dtype
 ) -> None:
     """However often the model has moved between the two, and whatever its dtype."""
     scale = 1e-36 if dtype is torch.float16 else 1e-3
     model = {name: tensor.to(dtype) for name, tensor in START.items()}
-    session = session_of(model, Models(0.0))
-    pending = {node_id: ask(session, node_id, f"first {node_id}") for node_id in range(3)}
+    endpoint = endpoint_of(model, Models(0.0))
+    pending = {node_id: send_query(endpoint, node_id, f"first {node_id}") for node_id in range(3)}
     steps = dict.fromkeys(range(3), 0)
     for turn, (node_id, values) in enumerate(script):
         sent = weights_of(pending[node_id])
-        told = (torch.tensor(values) * scale).to(dtype)
-        returned = {"w": told[:2], "b": told[2:].reshape(1, 1)}
-        before = session.state
-        answer(session, pending[node_id], returned)
-        assert session.state.accepted == before.accepted + 1
-        kept = session.state.layout.parameters.dtype
+        flat = (torch.tensor(values) * scale).to(dtype)
+        returned = {"w": flat[:2], "b": flat[2:].reshape(1, 1)}
+        before = endpoint.state
+        answer(endpoint, pending[node_id], returned)
+        assert endpoint.state.accepted == before.accepted + 1
+        kept = endpoint.state.layout.parameters.dtype
         expected = torch.cat([(sent[k].to(kept) - returned[k].to(kept)).ravel() for k in sent])
-        assert torch.equal(row_of(session, node_id), expected)
+        assert torch.equal(row_of(endpoint, node_id), expected)
         age = before.iterates.step - steps[node_id]
-        assert session.state.staleness - before.staleness == age
-        pending[node_id] = ask(session, node_id, f"{turn}")
-        steps[node_id] = session.state.iterates.step
+        assert endpoint.state.staleness - before.staleness == age
+        pending[node_id] = send_query(endpoint, node_id, f"{turn}")
+        steps[node_id] = endpoint.state.iterates.step
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_nodes_that_learn_nothing_leave_a_model_in_half_precision_where_it_is(
+def test_nodes_that_learn_nothing_leave_a_half_precision_model_unchanged(
     share: float,
 ) -> None:
-    """The server's own copy is finer: what nodes were sent is its rounding, not it."""
+    """The server's own copy is more precise: nodes were sent its rounding."""
     model = {"w": torch.tensor([1.0, 3.0], dtype=torch.float16)}
-    session = session_of(model, Models(share), SGD(1e-4))
-    first = ask(session, 0, "a")
-    answer(session, first, {"w": torch.tensor([2.0, 0.0], dtype=torch.float16)})
-    moved = session.state.iterates.x
+    endpoint = endpoint_of(model, Models(share), SGD(1e-4))
+    first = send_query(endpoint, 0, "a")
+    answer(endpoint, first, {"w": torch.tensor([2.0, 0.0], dtype=torch.float16)})
+    moved = endpoint.state.iterates.x
     assert not torch.equal(moved, moved.half().float())
-    second = ask(session, 0, "b")
-    answer(session, second, weights_of(second))
-    assert torch.equal(session.state.iterates.x, moved)
+    second = send_query(endpoint, 0, "b")
+    answer(endpoint, second, weights_of(second))
+    assert torch.equal(endpoint.state.iterates.x, moved)
 
 
-def test_a_late_model_is_measured_from_the_query_it_answers() -> None:
-    session = session_of(START, Models(0.0), min_reply_timeout=1.0, reply_timeout=1.0)
-    late, other = ask(session, 0, "late"), ask(session, 1, "other")
+def test_a_late_model_is_compared_with_the_query_it_answers() -> None:
+    endpoint = endpoint_of(START, Models(0.0), min_reply_timeout=1.0, reply_timeout=1.0)
+    late, other = send_query(endpoint, 0, "late"), send_query(endpoint, 1, "other")
     for k in range(3):
-        answer(session, other, {k: v - 1.0 for k, v in weights_of(other).items()})
-        other = ask(session, 1, f"other {k}")
-    session.state = events.on_clock(session.state, 2.0)
-    assert session.state.reasons == {Reason.EXPIRED: 2}
-    answer(session, late, {k: v - 0.25 for k, v in START.items()})
-    assert row_of(session, 0).tolist() == [0.25, 0.25, 0.25]
-    assert session.state.staleness == 3
+        answer(endpoint, other, {k: v - 1.0 for k, v in weights_of(other).items()})
+        other = send_query(endpoint, 1, f"other {k}")
+    endpoint.state = events.on_clock(endpoint.state, 2.0)
+    assert endpoint.state.reasons == {Reason.EXPIRED: 2}
+    answer(endpoint, late, {k: v - 0.25 for k, v in START.items()})
+    assert row_of(endpoint, 0).tolist() == [0.25, 0.25, 0.25]
+    assert endpoint.state.staleness == 3
 
 
 @given(st.floats(float(np.float32(2e38)), LARGE, width=32), st.booleans())
@@ -147,10 +147,10 @@ def test_a_difference_beyond_the_dtype_is_an_overflow_and_moves_nothing(
     large: float, negative: bool
 ) -> None:
     sign = -1.0 if negative else 1.0
-    session = session_of({"w": torch.tensor([sign * large])}, Models(0.0))
-    message, before = ask(session, 0, "a"), session.state
-    answer(session, message, {"w": torch.tensor([-sign * large])})
-    after = session.state
+    endpoint = endpoint_of({"w": torch.tensor([sign * large])}, Models(0.0))
+    message, before = send_query(endpoint, 0, "a"), endpoint.state
+    answer(endpoint, message, {"w": torch.tensor([-sign * large])})
+    after = endpoint.state
     assert after.reasons == {Reason.OVERFLOW: 1} and after.accepted == 0
     assert after.iterates is before.iterates and after.tables is before.tables
     assert len(after.tables.parameters) == 0
@@ -162,12 +162,12 @@ def model_with_buffers() -> dict[str, Tensor]:
         "a.weight": torch.ones(2, 2),
         "n.running_mean": torch.tensor([0.5]),
         "b.weight": torch.full((2,), 2.0, dtype=torch.float64),
-        "n.seen": torch.tensor([True, False]),
+        "n.mask": torch.tensor([True, False]),
     }
 
 
 def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> None:
-    clock, seen, given = FakeClock(), [], model_with_buffers()
+    clock, replied, model = FakeClock(), [], model_with_buffers()
 
     def node(message: Message) -> RecordDict:
         content = message.content
@@ -175,28 +175,30 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
         assert not [key for key in content["config"] if key.startswith("byz.")]
         assert content["config"]["server-round"] == 1
         arrays = content.array_records["arrays"].to_torch_state_dict()
-        assert list(arrays) == list(given)
-        assert all(arrays[k].dtype == given[k].dtype for k in given)
+        assert list(arrays) == list(model)
+        assert all(arrays[k].dtype == model[k].dtype for k in model)
         number = message.metadata.dst_node_id
-        seen.append(number)
+        replied.append(number)
         arrays["n.num_batches_tracked"] = torch.tensor(10 * number)  # 10, 20, 30, 40
         arrays["n.running_mean"] = torch.tensor([float(number)])
         arrays["b.weight"] -= 0.5
-        return RecordDict({"any name": ArrayRecord(arrays), "told": MetricRecord({"loss": 2.0})})
+        return RecordDict(
+            {"any name": ArrayRecord(arrays), "another name": MetricRecord({"loss": 2.0})}
+        )
 
     strategy = AsyncRobust(
         fraction_evaluate=0.0, min_available_nodes=4,
     )  # fmt: skip
     grid = FakeGrid(clock, {k: FakeNode(node) for k in (1, 2, 3, 4)})
-    result = strategy.start(grid, ArrayRecord(given), 1)  # type: ignore[arg-type]
+    result = strategy.start(grid, ArrayRecord(model), 1)  # type: ignore[arg-type]
     reached = result.arrays.to_torch_state_dict()
     assert strategy.statistics().accepted == 4 and strategy.statistics().steps == 1
-    assert list(reached) == list(given)
-    # Never averaged: the lower of the two in the middle. The median of floating buffers is.
+    assert list(reached) == list(model)
+    # Counters are never averaged: the lower median. Floating buffers take the median.
     assert reached["n.num_batches_tracked"] == 20 and reached["n.running_mean"].tolist() == [2.5]
-    # One step of four: two quarters of what each said.
-    assert torch.equal(reached["b.weight"], given["b.weight"] - 0.25)
-    assert torch.equal(reached["a.weight"], given["a.weight"])
+    # One step over four nodes: 2/4 of each one's change.
+    assert torch.equal(reached["b.weight"], model["b.weight"] - 0.25)
+    assert torch.equal(reached["a.weight"], model["a.weight"])
     assert result.train_metrics_clientapp[1] == {"loss": 2.0}
 
 
@@ -208,7 +210,7 @@ def test_all_arrays_of_a_model_travel_in_one_record_in_the_user_s_order() -> Non
         ("v", np.ones(2, np.float32), Reason.WRONG_NAMES, "'w' is missing and 'v' is not in the"),
     ],
 )
-def test_arrays_that_do_not_match_are_told_once_a_node_with_what_to_change(
+def test_mismatched_arrays_are_logged_once_per_node_with_the_fix(
     name: str, array: Any, reason: Reason, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
@@ -242,7 +244,7 @@ def test_arrays_that_do_not_match_are_told_once_a_node_with_what_to_change(
 
 
 def bowl(query: Query) -> Gradient:
-    """The gradient of ‖x‖²/2 in a batch that has noise of its own, half of it in the slope."""
+    """The gradient of ‖x‖²/2 with batch noise, half of it in the slope."""
     noise = torch.randn(2, 2, generator=query.generator)
     where = query.parameters["w"]
     return Gradient({"w": where + 0.1 * noise[0] * where + 0.1 * noise[1]})
@@ -274,14 +276,14 @@ def test_a_vector_in_a_run_of_models_is_refused_with_what_to_pass(
 def test_a_model_in_a_run_of_vectors_is_refused_with_what_to_pass(
     payload: Payload, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def silent_about_it(message: Message, context: Context) -> Message:
+    def without_payload(message: Message, context: Context) -> Message:
         reply = trained(message, context)
         if context.node_id % 2:
             reply.content["config"] = ConfigRecord({"lr": 0.1})
         return reply
 
     strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1), payload=payload)
-    with VirtualGrid(silent_about_it, 2) as grid:
+    with VirtualGrid(without_payload, 2) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 2)  # type: ignore[arg-type]
     reasons = strategy.statistics().reasons
     assert reasons == {Reason.WRONG_PAYLOAD: 5, Reason.MISSING_RECORD: 5}
@@ -304,18 +306,20 @@ def test_a_payload_that_a_client_invents_is_shown_in_quotes_and_not_recommended(
     assert "it is a 'x\\n[ROUND 9] '" in caplog.text and "pass payload" not in caplog.text
 
 
-# --- the server's half against the node's ---------------------------------------------------------
+# --- momentum on the server against momentum on the nodes -----------------------------------------
 
 PACES = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5))] * 4
 
 
-def run(estimator: Estimator, dtype: torch.dtype = torch.float32, **given: Any) -> tuple[Any, ...]:
+def run(
+    estimator: Estimator, dtype: torch.dtype = torch.float32, **settings: Any
+) -> tuple[Any, ...]:
     """Return w, x, rows and counts after 60 replies."""
-    world = {key: given.pop(key) for key in ("churn",) if key in given}
+    federation = {key: settings.pop(key) for key in ("churn",) if key in settings}
     strategy = AsyncRobust(
-        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, quorum=Quorum(3), **given
+        CoordinateWiseMedian(), AnyTimeSGD(0.1), updates_per_round=30, quorum=Quorum(3), **settings
     )
-    with VirtualGrid(client_app(bowl, estimator=estimator), PACES, seed=2, **world) as grid:
+    with VirtualGrid(client_app(bowl, estimator=estimator), PACES, seed=2, **federation) as grid:
         model = ArrayRecord({"w": START["w"].to(dtype)})  # type: ignore[dict-item]
         strategy.start(grid, model, 2)
     assert strategy._hooks.endpoint is not None
@@ -354,9 +358,9 @@ def test_a_client_whose_server_corrects_keeps_no_state() -> None:
     def watched(message: Message, context: Context) -> Message:
         reply = app(message, context)
         kept.append(len(context.state))
-        asked = "arrays-prev" in message.content
-        assert ("arrays-prev" in reply.content) == asked
-        assert asked == (message.content["config"]["byz.count"] > 0)
+        requested = "arrays-prev" in message.content
+        assert ("arrays-prev" in reply.content) == requested
+        assert requested == (message.content["config"]["byz.count"] > 0)
         return reply
 
     strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1), payload=CorrectedGradients())
@@ -368,41 +372,41 @@ def test_a_client_whose_server_corrects_keeps_no_state() -> None:
 
 @pytest.mark.parametrize("beta", [0.25, None])
 def test_a_node_whose_row_was_dropped_starts_afresh(beta: float | None) -> None:
-    """With β = 1/(s + 1) too: s counts what the row holds, or it would never forget its start."""
-    reading = CorrectedGradients(beta)
-    session = session_of(MODEL, reading, departed="drop")
+    """Also with β = 1/(s + 1): s counts the replies in the row, or it never forgets its start."""
+    payload = CorrectedGradients(beta)
+    endpoint = endpoint_of(MODEL, payload, departed="drop")
 
     def exchange(key: str, gradient: list[float], before: list[float] | None) -> None:
-        message = ask(session, 0, key)
+        message = send_query(endpoint, 0, key)
         assert ("arrays-prev" in message.content) == (before is not None)
         config = message.content["config"]
         echo = ConfigRecord({k: config[k] for k in ("byz.query", "byz.payload")})
         more: dict[str, Any] = {"config": echo}
         if before is not None:
             more["arrays-prev"] = record_of({"w": torch.tensor(before)})
-        answer(session, message, {"w": torch.tensor(gradient)}, **more)
+        answer(endpoint, message, {"w": torch.tensor(gradient)}, **more)
 
     exchange("0", [8.0, 8.0], None)
     for k in range(1, 8):
         exchange(f"{k}", [8.0, 8.0], [8.0, 8.0])
-    session.state = on_connected(session.state, [])
-    assert len(session.state.tables.parameters) == 0
+    endpoint.state = on_connected(endpoint.state, [])
+    assert len(endpoint.state.tables.parameters) == 0
     exchange("again", [2.0, 4.0], None)
-    assert row_of(session, 0).tolist() == [2.0, 4.0]
+    assert row_of(endpoint, 0).tolist() == [2.0, 4.0]
     exchange("and again", [0.0, 0.0], [0.0, 0.0])
     share = 0.5 if beta is None else 0.75
-    assert row_of(session, 0).tolist() == [2.0 * share, 4.0 * share]
-    assert session.state.nodes[0].accepted == 10
+    assert row_of(endpoint, 0).tolist() == [2.0 * share, 4.0 * share]
+    assert endpoint.state.nodes[0].accepted == 10
 
 
-def test_a_reply_without_the_gradient_it_was_asked_for_is_refused() -> None:
-    session = session_of(MODEL, CorrectedGradients())
+def test_a_reply_without_the_requested_gradient_is_rejected() -> None:
+    endpoint = endpoint_of(MODEL, CorrectedGradients())
     for key in ("a", "b"):
-        message = ask(session, 0, key)
+        message = send_query(endpoint, 0, key)
         config = message.content["config"]
         echo = ConfigRecord({k: config[k] for k in ("byz.query", "byz.payload")})
-        answer(session, message, MODEL, config=echo)
-    assert session.state.reasons == {Reason.MISSING_RECORD: 1} and session.state.accepted == 1
+        answer(endpoint, message, MODEL, config=echo)
+    assert endpoint.state.reasons == {Reason.MISSING_RECORD: 1} and endpoint.state.accepted == 1
 
 
 @given(
@@ -411,10 +415,10 @@ def test_a_reply_without_the_gradient_it_was_asked_for_is_refused() -> None:
     st.floats(0.0, 0.99),
 )
 def test_momentum_on_the_server_stays_between_the_row_and_the_reply(
-    row: list[float], told: list[float], beta: float
+    row: list[float], reply: list[float], beta: float
 ) -> None:
     """So that finite vectors never overflow, however far apart they are."""
-    old, new = torch.tensor(row), torch.tensor(told)
+    old, new = torch.tensor(row), torch.tensor(reply)
     made = Gradients(beta).to_row(Contribution(new, row=old, count=3))
     lowest, highest = torch.minimum(old, new), torch.maximum(old, new)
     slack = 1e-6 * torch.maximum(old.abs(), new.abs()) + 1e-44
@@ -422,55 +426,55 @@ def test_momentum_on_the_server_stays_between_the_row_and_the_reply(
 
 
 def test_models_keep_momentum_on_the_server_too() -> None:
-    session = session_of(MODEL, Models(0.0, 0.5))
-    first = ask(session, 0, "a")
-    answer(session, first, {"w": weights_of(first)["w"] - 1.0})
-    second = ask(session, 0, "b")
-    answer(session, second, {"w": weights_of(second)["w"] - 3.0})
-    assert row_of(session, 0).tolist() == [2.0, 2.0]
+    endpoint = endpoint_of(MODEL, Models(0.0, 0.5))
+    first = send_query(endpoint, 0, "a")
+    answer(endpoint, first, {"w": weights_of(first)["w"] - 1.0})
+    second = send_query(endpoint, 0, "b")
+    answer(endpoint, second, {"w": weights_of(second)["w"] - 3.0})
+    assert row_of(endpoint, 0).tolist() == [2.0, 2.0]
 
 
 # --- a step by the number of nodes ----------------------------------------------------------------
 
 
-def test_a_step_per_node_divides_by_the_rows_that_there_are() -> None:
-    session = session_of(
+def test_a_step_per_node_divides_by_the_number_of_rows() -> None:
+    endpoint = endpoint_of(
         {"w": torch.zeros(1)}, Models(0.0), SGD(1.0, per_node=True), departed="drop"
     )
-    seen = []
+    steps = []
     for node_id in (0, 1, 2):
-        message, before = ask(session, node_id, f"{node_id}"), session.state.iterates.x
-        answer(session, message, {"w": weights_of(message)["w"] - 6.0})
-        seen.append(float(before - session.state.iterates.x))
-    session.state = on_connected(session.state, [2])
-    message, before = ask(session, 2, "last"), session.state.iterates.x
-    answer(session, message, {"w": weights_of(message)["w"] - 6.0})
-    seen.append(float(before - session.state.iterates.x))
-    assert seen == [6.0, 3.0, 2.0, 6.0]
+        message, before = send_query(endpoint, node_id, f"{node_id}"), endpoint.state.iterates.x
+        answer(endpoint, message, {"w": weights_of(message)["w"] - 6.0})
+        steps.append(float(before - endpoint.state.iterates.x))
+    endpoint.state = on_connected(endpoint.state, [2])
+    message, before = send_query(endpoint, 2, "last"), endpoint.state.iterates.x
+    answer(endpoint, message, {"w": weights_of(message)["w"] - 6.0})
+    steps.append(float(before - endpoint.state.iterates.x))
+    assert steps == [6.0, 3.0, 2.0, 6.0]
 
 
-def test_an_optimizer_of_a_third_party_says_whether_it_steps_per_node() -> None:
-    class Told:
+def test_a_third_party_optimizer_declares_whether_it_steps_per_node() -> None:
+    class Recording:
         per_node = True
 
         def init(self, start: Tensor) -> Iterates:
             return Iterates(start, start, start)
 
         def step(self, state: Iterates, direction: Tensor) -> Iterates:
-            told.append(direction.tolist())
+            directions.append(direction.tolist())
             return Iterates(state.start, state.w, state.x, state.step + 1)
 
-    told: list[list[float]] = []
-    session = session_of({"w": torch.zeros(1)}, Models(0.0), Told())
+    directions: list[list[float]] = []
+    endpoint = endpoint_of({"w": torch.zeros(1)}, Models(0.0), Recording())
     for node_id in (0, 1):
-        message = ask(session, node_id, f"{node_id}")
-        answer(session, message, {"w": torch.tensor([-8.0])})
-    assert told == [[8.0], [4.0]]
+        message = send_query(endpoint, node_id, f"{node_id}")
+        answer(endpoint, message, {"w": torch.tensor([-8.0])})
+    assert directions == [[8.0], [4.0]]
 
 
 @pytest.mark.parametrize("liars", [0, 3])
 def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
-    """With a step of 1/m, and nodes in turn: the drop-in reaches what averaging reaches."""
+    """With a step of 1/m, and nodes in turn: the drop-in gets as far as averaging."""
 
     def node(message: Message, context: Context) -> Message:
         reply = trained(message, context)
@@ -493,12 +497,12 @@ def test_m_replies_go_as_far_as_one_round_of_fedavg(liars: int) -> None:
 
 
 def test_a_query_that_is_late_or_lost_leaves_no_point_behind() -> None:
-    """One line a node, so that at most one point a node is kept."""
+    """One query per node is in flight, so at most one point per node is kept."""
     churn = [Churn(3.5, 0, "leave"), Churn(9.0, 0, "join")]
     strategy = AsyncRobust(fraction_evaluate=0.0, quorum=Quorum(2), updates_per_round=40)
     with VirtualGrid(trained, 3, churn=churn) as grid:
         strategy.start(grid, ArrayRecord(MODEL), 1)  # type: ignore[arg-type]
     assert strategy._hooks.endpoint is not None
-    book: Mapping[str, InFlightQuery] = strategy._hooks.endpoint.state.in_flight
-    assert 0 < len(book) <= 3 and all(line.point is not None for line in book.values())
+    in_flight: Mapping[str, InFlightQuery] = strategy._hooks.endpoint.state.in_flight
+    assert 0 < len(in_flight) <= 3 and all(query.point is not None for query in in_flight.values())
     assert all(node.point is None for node in strategy._hooks.endpoint.state.nodes.values())

@@ -1,4 +1,4 @@
-"""A reply that is never there in full: its node waits, and nobody else."""
+"""A reply that is never uploaded in full delays its own node, and nobody else."""
 
 import logging
 import subprocess
@@ -22,7 +22,7 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian
 from flwr_byzasync.checkpoints.files import Checkpoints
 from flwr_byzasync.estimators import sgd
 from flwr_byzasync.optimizers import SGD
-from flwr_byzasync.server import poller as pulls_module
+from flwr_byzasync.server import poller as poller_module
 from flwr_byzasync.server.poller import MAX_HANGING_PULLS, PASS_TIMEOUT, ReplyPoller
 from tests.fakes import FakeClock, FakeGrid, FakeNode, reply_to
 from tests.settings import grouped
@@ -33,9 +33,9 @@ HANGING = 3
 
 @dataclass
 class HangingGrid(FakeGrid):
-    """A grid that has no clock of its own, where pulling some messages lasts until the end.
+    """A grid without a clock of its own, where the pulls of some messages hang.
 
-    `messages` are the numbers of a node's messages whose pull hangs, for `seconds` at most.
+    `messages` are the indices of the node's messages whose pulls hang, for `seconds` at most.
     """
 
     node: int = HANGING
@@ -68,9 +68,9 @@ class HangingGrid(FakeGrid):
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pulls run in threads, as on a grid without a clock of its own."""
-    own, real = pulls_module.clock_of, (time.monotonic, time.sleep)
+    own, real = poller_module.clock_of, (time.monotonic, time.sleep)
     monkeypatch.setattr(
-        pulls_module, "clock_of", lambda grid: real if isinstance(grid, FakeGrid) else own(grid)
+        poller_module, "clock_of", lambda grid: real if isinstance(grid, FakeGrid) else own(grid)
     )
 
 
@@ -89,7 +89,7 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingGrid]:
             wait(futures, timeout=0.001)
         known = list(made.hung.values())
 
-    monkeypatch.setattr(pulls_module, "wait", until_it_ends_or_hangs)
+    monkeypatch.setattr(poller_module, "wait", until_it_ends_or_hangs)
     yield made
     made.release()
 
@@ -118,8 +118,8 @@ def test_a_reply_that_is_never_uploaded_to_its_end_stalls_nobody_else(
     result = strategy.start(grid, ArrayRecord(START), 1)
     assert strategy.statistics().replies == {1: 30, 2: 30, HANGING: 0}
     assert float(final(result).norm()) < 0.1
-    # It was timed out and asked again, as a silent node is; every checkpoint but the last was
-    # written between two replies while its pull hung, as it does to this very line.
+    # It timed out and was queried again, as a silent node is; every checkpoint but the last was
+    # written between two replies while its pull hung, as it still does.
     assert strategy.statistics().reasons == {Reason.EXPIRED: 3}
     assert len(grid.to(HANGING)) == len(grid.hung) == 3
     assert all(thread.is_alive() for thread in grid.hung.values())
@@ -127,30 +127,30 @@ def test_a_reply_that_is_never_uploaded_to_its_end_stalls_nobody_else(
 
 
 def test_a_reply_that_takes_long_to_download_counts_once_it_is_there(grid: HangingGrid) -> None:
-    def until_much_has_happened(message: Message) -> bool:
+    def release_after_25_queries(message: Message) -> bool:
         if len(grid.sent) == 25:
             grid.release()
         return True
 
-    grid.on_push, grid.messages = until_much_has_happened, range(1)
+    grid.on_push, grid.messages = release_after_25_queries, range(1)
     strategy = strategy_on(grid, reply_timeout=60.0)
     strategy.start(grid, ArrayRecord(START), 1)
     statistics = strategy.statistics()
     assert statistics.reasons == {} and statistics.accepted == 60
     assert 10 <= statistics.replies[HANGING] < statistics.replies[1]
-    # The first one counted too: every reply was used, and nothing was asked twice.
+    # The first reply counted too: every reply was used, and no query was repeated.
     assert len(grid.to(HANGING)) - statistics.replies[HANGING] in (0, 1)
 
 
-def test_what_comes_of_a_pull_after_its_message_was_struck_changes_no_bit(
+def test_a_pull_that_ends_after_its_query_was_replaced_changes_no_bit(
     grid: HangingGrid,
 ) -> None:
-    def until_it_is_struck(message: Message) -> bool:
+    def release_once_replaced(message: Message) -> bool:
         if len(grid.to(HANGING)) == 2:
             grid.release()
         return True
 
-    grid.on_push, grid.messages = until_it_is_struck, range(1)
+    grid.on_push, grid.messages = release_once_replaced, range(1)
     strategy = strategy_on(grid)
     reached = final(strategy.start(grid, ArrayRecord(START), 1))
 
@@ -172,14 +172,14 @@ def test_a_node_whose_pulls_hang_holds_few_threads_and_is_heard_once_they_end(
 ) -> None:
     threads: list[int] = []
 
-    def once_asked_five_times(message: Message) -> bool:
+    def release_after_five_queries(message: Message) -> bool:
         if len(grid.to(HANGING)) == 5 and not threads:
             threads.append(sum(each.name == f"pull-{HANGING}" for each in threading.enumerate()))
             grid.messages = range(0)
             grid.release()
         return True
 
-    grid.on_push = once_asked_five_times
+    grid.on_push = release_after_five_queries
     strategy = strategy_on(grid, updates_per_round=300)
     strategy.start(grid, ArrayRecord(START), 1)
     assert len(grid.hung) == MAX_HANGING_PULLS and threads == [MAX_HANGING_PULLS]
@@ -187,7 +187,7 @@ def test_a_node_whose_pulls_hang_holds_few_threads_and_is_heard_once_they_end(
     assert strategy.statistics().replies[HANGING] > 0
 
 
-def test_a_pull_that_hangs_and_then_raises_is_survived(
+def test_a_pull_that_hangs_and_then_raises_does_not_end_the_run(
     grid: HangingGrid, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed: list[Message] = []
@@ -197,12 +197,12 @@ def test_a_pull_that_hangs_and_then_raises_is_survived(
             failed.append(grid.sent[-1])
             raise OSError("the upload was never completed")
 
-    def soon(message: Message) -> bool:
+    def release_soon(message: Message) -> bool:
         if len(grid.sent) == 20:
             grid.release()
         return True
 
-    grid.on_pull, grid.on_push, grid.messages = fail, soon, range(1)
+    grid.on_pull, grid.on_push, grid.messages = fail, release_soon, range(1)
     strategy = strategy_on(grid)
     with caplog.at_level(logging.WARNING, "flwr"):
         strategy.start(grid, ArrayRecord(START), 1)
@@ -210,7 +210,7 @@ def test_a_pull_that_hangs_and_then_raises_is_survived(
     assert sum("SuperLink failed (OSError)" in each for each in caplog.messages) == 1
 
 
-def test_a_run_that_was_stopped_ends_although_the_pull_that_learnt_of_it_ran_elsewhere(
+def test_a_stopped_run_ends_although_its_pull_ran_in_another_thread(
     grid: HangingGrid,
 ) -> None:
     class Stopped(BaseException):
@@ -239,14 +239,14 @@ def test_where_nothing_hangs_threads_change_no_bit_and_no_message(
         ]
         return final(result), sent, strategy.statistics()
 
-    with_threads, asked, told = run()
+    with_threads, sent, statistics = run()
     with monkeypatch.context() as patched:
-        patched.setattr(pulls_module, "clock_of", clock_of)
-        patched.setattr(pulls_module, "Thread", None)
-        without, asked_without, told_without = run()
-    assert torch.equal(with_threads, without) and told == told_without
-    assert [node for node, _ in asked] == [node for node, _ in asked_without]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(asked, asked_without, strict=True))
+        patched.setattr(poller_module, "clock_of", clock_of)
+        patched.setattr(poller_module, "Thread", None)
+        without, sent_without, statistics_without = run()
+    assert torch.equal(with_threads, without) and statistics == statistics_without
+    assert [node for node, _ in sent] == [node for node, _ in sent_without]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(sent, sent_without, strict=True))
 
 
 @pytest.mark.parametrize("virtual", [True, False])
@@ -255,24 +255,24 @@ def test_on_a_virtual_clock_no_thread_is_ever_started(
 ) -> None:
     started: list[str] = []
 
-    class Seen(threading.Thread):
+    class RecordedThread(threading.Thread):
         def start(self) -> None:
             started.append(self.name)
             super().start()
 
-    monkeypatch.setattr(pulls_module, "Thread", Seen)
+    monkeypatch.setattr(poller_module, "Thread", RecordedThread)
     grid.messages = range(0)
     if virtual:
         app = client_app(lambda query: Gradient(query.parameters), estimator=sgd())
-        with VirtualGrid(app, 3) as world:
-            AsyncRobust(CoordinateWiseMedian(), SGD(0.1)).start(world, ArrayRecord(START), 3)
+        with VirtualGrid(app, 3) as virtual_grid:
+            AsyncRobust(CoordinateWiseMedian(), SGD(0.1)).start(virtual_grid, ArrayRecord(START), 3)
     else:
         strategy_on(grid).start(grid, ArrayRecord(START), 1)
     assert bool(started) is not virtual
 
 
 @pytest.mark.slow
-def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: Path) -> None:
+def test_a_process_ends_at_once_and_silently_while_a_pull_hangs(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import threading\n"
@@ -296,51 +296,51 @@ def test_a_process_ends_at_once_and_without_a_word_while_a_pull_hangs(tmp_path: 
     )
     try:
         # A process that waited for the pull would not end within this time, on any machine.
-        printed, said = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
     assert printed == "done\n"
-    assert process.returncode == 0 and "Traceback" not in said and "Fatal" not in said
+    assert process.returncode == 0 and "Traceback" not in errors and "Fatal" not in errors
 
 
-# --- pulls alone ---------------------------------------------------------------------------------
+# --- the poller alone -----------------------------------------------------------------------------
 
 
-def test_many_pulls_that_hang_together_take_the_patience_of_one(
+def test_many_hanging_pulls_share_one_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, waits = FakeClock(), []
-    monkeypatch.setattr(pulls_module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(poller_module, "time", SimpleNamespace(monotonic=clock))
     released = threading.Event()
 
-    def in_vain(futures: list[Future[Any]], timeout: float) -> None:
+    def time_out(futures: list[Future[Any]], timeout: float) -> None:
         waits.append(timeout)
         clock.now += timeout
 
-    monkeypatch.setattr(pulls_module, "wait", in_vain)
+    monkeypatch.setattr(poller_module, "wait", time_out)
 
     def pull(message_id: str) -> list[str]:
         if message_id != "m9":
             assert released.wait(60)
         return [message_id]
 
-    pulls = ReplyPoller(pull, threads=True)
-    book = [f"m{k}" for k in range(10)]
-    pulls.begin_pass(book)
-    seen = [pulls.poll(key, node_id=k) for k, key in enumerate(book)]
-    assert seen[:9] == [None] * 9
+    poller = ReplyPoller(pull, threads=True)
+    in_flight = [f"m{k}" for k in range(10)]
+    poller.begin_pass(in_flight)
+    first_pass = [poller.poll(key, node_id=k) for k, key in enumerate(in_flight)]
+    assert first_pass[:9] == [None] * 9
     assert waits == [PASS_TIMEOUT, *[0.0] * 9]
-    pulls.begin_pass(book)
-    assert [pulls.poll(key, k) for k, key in enumerate(book[:9])] == [None] * 9
-    assert len(waits) == 10, "what was waited for once is only looked at"
+    poller.begin_pass(in_flight)
+    assert [poller.poll(key, k) for k, key in enumerate(in_flight[:9])] == [None] * 9
+    assert len(waits) == 10, "a pull that was waited for once is only checked"
     released.set()
-    left = {key: k for k, key in enumerate(book) if k < 9 or seen[9] is None}
+    left = {key: k for k, key in enumerate(in_flight) if k < 9 or first_pass[9] is None}
     deadline = time.monotonic() + 60
     while left:
         assert time.monotonic() < deadline
         for key, node in list(left.items()):
-            replies = pulls.poll(key, node)
+            replies = poller.poll(key, node)
             if replies is not None:
                 assert replies == [key]
                 del left[key]

@@ -69,33 +69,33 @@ def norm_of(arrays: ArrayRecord) -> float:
 
 
 class Saving(AsyncRobust):
-    """As Flower's documents have it: a strategy that keeps each round's model."""
+    """As in Flower's documentation: a strategy that saves each round's model."""
 
-    seen: list[tuple[int, float]]
+    saved: list[tuple[int, float]]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arrays, metrics = super().aggregate_train(server_round, replies)
         assert arrays is not None and metrics is not None
-        self.seen.append((server_round, norm_of(arrays)))
+        self.saved.append((server_round, norm_of(arrays)))
         return arrays, metrics
 
 
 @BOTH
 def test_a_subclass_sees_every_round_s_model_in_both_loops(start: Callable[..., Result]) -> None:
     strategy = Saving(**QUIET)  # type: ignore[arg-type]
-    strategy.seen = []
+    strategy.saved = []
     result = Federation().run(strategy, start=start)
-    assert [server_round for server_round, _ in strategy.seen] == [1, 2, 3]
-    assert strategy.seen[-1][1] == norm_of(result.arrays)
+    assert [server_round for server_round, _ in strategy.saved] == [1, 2, 3]
+    assert strategy.saved[-1][1] == norm_of(result.arrays)
     assert result.train_metrics_clientapp[3] == {"loss": 1.0}
     plain = Federation().run(AsyncRobust(**QUIET), start=start)  # type: ignore[arg-type]
     assert norm_of(plain.arrays) == norm_of(result.arrays)
 
 
 class Resetting(AsyncRobust):
-    """Puts another model in the place of each round's: a new record, or the same one written."""
+    """Replaces each round's model, by a new record or in place."""
 
     in_place = False
 
@@ -122,7 +122,7 @@ def test_what_a_subclass_returns_is_the_model_that_nodes_are_sent(
     sent = [float(point[0]) for point in federation.sent]
     if start is Strategy.start:
         assert sent == [4.0] * 4 + [10.0] * 4 + [20.0] * 4
-    else:  # who replied before the round's end was sent its query then; the next reply moves on
+    else:  # nodes that replied earlier were queried at once; the next reply moves the model
         assert max(sent[:7]) <= 4.0 and 8.0 < max(sent) < 20.0
 
 
@@ -156,7 +156,7 @@ class Lifting(AsyncRobust):
 
 @BOTH
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_change_by_a_subclass_is_not_taken_for_a_way_that_training_went(
+def test_a_change_by_a_subclass_is_not_mistaken_for_training(
     start: Callable[..., Result], share: float
 ) -> None:
     """Nodes that learn nothing leave it as it is, whatever they were sent before."""
@@ -207,19 +207,19 @@ def test_inside_a_wrapper_replies_are_clipped_and_nodes_are_sent_the_noisy_model
     result = federation.run(strategy, rounds=1)
     assert strategy.strategy.statistics().accepted == 4
     moved = START["w"] - result.arrays.to_torch_state_dict()["w"]
-    # The first step waits for all four: two quarters of a vector that is cut from 2.83 to 1.
+    # The first step waits for all four: two quarters of a vector that is clipped from 2.83 to 1.
     assert float(moved.norm()) == pytest.approx(0.5, rel=1e-5)
     np.random.seed(0)  # noqa: NPY002
     strategy, federation = wrapped(name, noise=0.3)
     returned: list[torch.Tensor] = []
     aggregate = strategy.aggregate_train
 
-    def noting(server_round: int, replies: Iterable[Message]) -> Any:
+    def recording(server_round: int, replies: Iterable[Message]) -> Any:
         arrays, metrics = aggregate(server_round, replies)
         returned.append(arrays.to_torch_state_dict()["w"])
         return arrays, metrics
 
-    strategy.aggregate_train = noting
+    strategy.aggregate_train = recording
     result = federation.run(strategy, rounds=3)
     points = [federation.sent[4 * k : 4 * k + 4] for k in range(3)]
     for sent, noisy in zip(points[1:], returned[:2], strict=True):
@@ -240,7 +240,7 @@ def test_a_counter_of_batches_passes_through_the_wrappers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_WRAPPER)
-def test_integers_in_a_row_are_more_than_flower_s_clipping_can_do(name: str) -> None:
+def test_flower_s_clipping_fails_on_integer_arrays(name: str) -> None:
     """It scales every array in place, which integers refuse: the same with FedAvg inside."""
     strategy, federation = wrapped(name, noise=0.0)
     model = {**START, "n": torch.tensor([3, 4])}
@@ -292,31 +292,31 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         (EarlyStop("rounds", at_least=5, seconds=1.5), 2),
     ],
 )
-def test_a_run_ends_after_the_first_round_that_came_far_enough(
+def test_a_run_ends_after_the_first_round_that_meets_its_early_stop(
     stop: EarlyStop, rounds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[tuple[int, float, float]] = []
+    rounds_ended: list[tuple[int, float, float]] = []
 
     def on_round_end(server_round: int, arrays: ArrayRecord, metrics: MetricRecord | None) -> None:
         assert metrics is not None
-        told.append((server_round, norm_of(arrays), metrics["norm"]))  # type: ignore[arg-type]
+        rounds_ended.append((server_round, norm_of(arrays), metrics["norm"]))  # type: ignore[arg-type]
 
     strategy = AsyncRobust(callbacks=[stop, on_round_end], **QUIET)  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, logger="flwr"):
         result = Federation().run(strategy, 6, AsyncRobust.start, evaluate_fn=evaluate)
     assert list(result.evaluate_metrics_serverapp) == list(range(rounds + 1))
-    assert [each[0] for each in told] == list(range(1, rounds + 1))
-    assert all(norm == metric for _, norm, metric in told)
-    assert norm_of(result.arrays) == told[-1][1]
+    assert [each[0] for each in rounds_ended] == list(range(1, rounds + 1))
+    assert all(norm == metric for _, norm, metric in rounds_ended)
+    assert norm_of(result.arrays) == rounds_ended[-1][1]
     assert strategy.statistics().accepted == 4 * rounds
     assert caplog.text.count("The run ends after round") == (rounds < 6)
-    # A name that is not there would stop nothing, and nobody would know why.
+    # A missing metric would stop nothing, so the log names it.
     sentence = f"no number '{stop.metric}' to stop by, but ['list', 'norm', 'rounds']"
     assert caplog.text.count(sentence) == (stop.metric in ("missing", "list"))
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.floats(0, 100), st.floats(1, 50))
-def test_a_metric_is_reached_on_the_side_that_was_asked_for(
+def test_a_metric_stops_a_run_on_the_requested_side(
     value: float, limit: float, elapsed: float, seconds: float
 ) -> None:
     metrics = {"m": value}
@@ -329,7 +329,7 @@ def test_a_metric_is_reached_on_the_side_that_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("given", "argument"),
+    ("settings", "argument"),
     [
         ({}, "metric"), ({"metric": "a"}, "metric"), ({"at_least": 0.5}, "metric"),
         ({"metric": "a", "at_least": 0.5, "at_most": 0.5}, "metric"),
@@ -338,9 +338,9 @@ def test_a_metric_is_reached_on_the_side_that_was_asked_for(
         ({"metric": "a", "at_most": float("nan")}, "at_most"), ({"seconds": "60"}, "seconds"),
     ],
 )  # fmt: skip
-def test_a_stop_that_cannot_work_is_refused(given: dict[str, Any], argument: str) -> None:
+def test_a_stop_that_cannot_work_is_refused(settings: dict[str, Any], argument: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        EarlyStop(**given)
+        EarlyStop(**settings)
     assert caught.value.argument == argument
 
 

@@ -1,4 +1,4 @@
-"""The reference app's server: nothing that a node answers, and no fault of the network, ends it."""
+"""The reference app's server: no reply and no network fault ends it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.apps.test_train import settings
 from tests.fakes import Behaviour, FakeClock, FakeGrid, FakeNode
 
 
-def telling(partition: object) -> Behaviour:
+def reporting(partition: object) -> Behaviour:
     def behave(message: Message) -> RecordDict:
         return RecordDict({"metrics": MetricRecord({"partition-id": partition})})  # type: ignore[dict-item]
 
@@ -32,26 +32,26 @@ def _fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_app, "clock_of", lambda grid: (grid.clock, grid.clock.sleep))
 
 
-def test_nodes_are_named_by_the_partitions_that_they_tell() -> None:
-    grid = grid_of(telling(2), telling(0), telling(1))
+def test_nodes_are_named_by_the_partitions_that_they_report() -> None:
+    grid = grid_of(reporting(2), reporting(0), reporting(1))
     assert identify(grid, [0, 1, 2]) == {0: 2, 1: 0, 2: 1}
 
 
 @pytest.mark.parametrize(
     "hostile",
     [
-        telling(0), telling(-1), telling(99), telling(1.5), telling([2, 2]),
+        reporting(0), reporting(-1), reporting(99), reporting(1.5), reporting([2, 2]),
         lambda m: RecordDict(), lambda m: Error(2, "boom"), lambda m: None,
     ],
 )  # fmt: skip
-def test_a_node_that_tells_no_partition_of_its_own_is_left_out(hostile: Behaviour) -> None:
-    grid = grid_of(telling(0), telling(1), hostile)
+def test_a_node_that_reports_no_partition_of_its_own_is_left_out(hostile: Behaviour) -> None:
+    grid = grid_of(reporting(0), reporting(1), hostile)
     assert identify(grid, [0, 1, 2]) == {0: 0, 1: 1}
 
 
 @pytest.mark.parametrize("call", ["on_pull", "on_push"])
-def test_a_network_that_raises_leaves_names_out_and_goes_on(call: str) -> None:
-    grid, calls = grid_of(telling(0), telling(1), telling(2)), []
+def test_a_network_error_costs_at_most_one_name(call: str) -> None:
+    grid, calls = grid_of(reporting(0), reporting(1), reporting(2)), []
 
     def once(_: object) -> bool:
         calls.append(1)
@@ -76,12 +76,12 @@ def table(attack: str, replies: dict[int, int], partitions: dict[int, int]) -> s
     return "\n".join(final_table(chosen, result, Statistics(replies), partitions, 1.0))
 
 
-def test_the_table_names_the_attack_even_if_no_reply_of_it_was_used() -> None:
+def test_the_table_names_the_attack_even_if_none_of_its_replies_was_used() -> None:
     text = table("sign_flip", {7: 0, 8: 3}, {7: 0, 8: 1})
     assert "sign_flip by nodes 0 .. 0" in text and "0.0%" in text
 
 
-def test_the_table_says_that_it_does_not_know_where_a_node_told_nothing() -> None:
+def test_the_table_says_unknown_where_a_node_reported_no_partition() -> None:
     assert "Byzantine weight  unknown" in table("sign_flip", {7: 1, 8: 3}, {8: 1})
 
 

@@ -1,4 +1,4 @@
-"""Nobody is late, given up or left alone because of what the server does with its own time."""
+"""No node times out or is given up because the server was busy or away."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def strategy(**settings: Any) -> AsyncRobust:
     return AsyncRobust(CoordinateWiseMedian(), SGD(lr=0.05), **grouped(**settings))
 
 
-def test_a_long_evaluation_makes_nobodys_reply_late() -> None:
+def test_a_long_evaluation_makes_no_reply_late() -> None:
     with VirtualGrid(HONEST, 4) as grid:
         robust = strategy(departed="drop", updates_per_round=20)
 
@@ -49,7 +49,7 @@ def test_a_long_evaluation_makes_nobodys_reply_late() -> None:
         assert robust.statistics().accepted == 80
 
 
-def test_a_shut_liar_that_stays_does_not_end_the_run_of_those_who_come_back() -> None:
+def test_a_quarantined_node_does_not_end_the_run_while_the_others_are_away() -> None:
     def app(message: Message, context: Context) -> Message:
         if context.node_config["partition-id"] == 0:
             raise ValueError
@@ -63,7 +63,7 @@ def test_a_shut_liar_that_stays_does_not_end_the_run_of_those_who_come_back() ->
         assert robust.statistics().accepted == 400
 
 
-def test_founders_that_are_all_slow_are_not_given_up_together() -> None:
+def test_initial_nodes_that_are_all_slow_are_not_all_given_up() -> None:
     one = torch.zeros(1)
     tensors = {"x": one}
     policy = policy_of(departed="drop")
@@ -74,24 +74,24 @@ def test_founders_that_are_all_slow_are_not_given_up_together() -> None:
         state = on_sent(state, node, f"m{node}", node, 0.0)
     for node in range(3):
         state = on_reply(state, f"m{node}", Update(one, one[:0], one[:0].long()), 1.0)
-    state = on_connected(state, [3, 4])  # those that replied leave, and their rows go
+    state = on_connected(state, [3, 4])  # those that replied leave, and their rows are dropped
     state = on_clock(state, 62.0)
     state = on_reply(state, "m3", Update(one - 1e6, one[:0], one[:0].long()), 63.0)
     assert state.iterates.step == 0 and Reason.NODE_GONE not in state.reasons
 
 
-def test_a_signal_that_nobody_looks_at_any_more_is_handed_on_in_the_end() -> None:
-    seen: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+def test_a_signal_that_was_never_polled_is_delivered_at_the_end() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         with Signals():
             os.kill(os.getpid(), signal.SIGTERM)
-        assert seen == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_run_that_goes_on_tells_no_round_twice(tmp_path: Any) -> None:
+def test_a_resumed_run_reports_no_round_twice(tmp_path: Any) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"round": {k}}}\n' for k in range(5)) + '{"rou')
     _keep_before(3, path)

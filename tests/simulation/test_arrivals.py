@@ -1,4 +1,4 @@
-"""The paper's arrival process gives the shares that its code and its text say."""
+"""The paper's arrival process has the shares that the paper's code and text state."""
 
 import math
 
@@ -47,16 +47,14 @@ def test_faithful_turns_keep_the_byzantine_share_at_lambda_or_just_below(
 
 
 @given(processes("code"), st.integers(1, 300))
-def test_the_codes_turns_come_exactly_every_so_many_arrivals(
-    process: PaperArrivals, more: int
-) -> None:
+def test_the_codes_turns_are_strictly_periodic(process: PaperArrivals, more: int) -> None:
     after = process.order(process.nodes + more)[process.nodes :]
     period = math.ceil(1 / process.byz_fraction)
     turns = [k for k, node in enumerate(after) if node < process.byzantine]
     assert turns == list(range(period - 1, more, period))
 
 
-def test_the_count_of_the_codes_turns_can_begin_anew() -> None:
+def test_the_period_of_the_codes_turns_can_restart() -> None:
     after = PaperArrivals(4, 2, 0.4, restart_every=5).order(4 + 10)[4:]
     assert [k for k, node in enumerate(after) if node < 2] == [2, 7]
 
@@ -86,7 +84,7 @@ def test_only_nodes_that_owe_a_reply_are_drawn(
 
 
 @given(processes(), st.integers(0, 1000))
-def test_a_draw_does_not_depend_on_the_order_in_which_nodes_are_given(
+def test_a_draw_does_not_depend_on_the_order_in_which_nodes_are_passed(
     process: PaperArrivals, arrival: int
 ) -> None:
     nodes = range(process.nodes)

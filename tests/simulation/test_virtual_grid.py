@@ -38,11 +38,11 @@ from flwr_byzasync.simulation.federation import Churn, VirtualNode
 
 def counting(message: Message, context: Context) -> Message:
     """Reply how many messages this node has answered, and which node it is."""
-    told = context.state.metric_records.get("told", MetricRecord({"times": 0}))
-    context.state["told"] = MetricRecord({"times": int(told["times"]) + 1})  # type: ignore[arg-type]
+    past = context.state.metric_records.get("past", MetricRecord({"times": 0}))
+    context.state["past"] = MetricRecord({"times": int(past["times"]) + 1})  # type: ignore[arg-type]
     if message.content.config_records.get("config", {}).get("raise"):
         raise RuntimeError("boom")
-    answer = MetricRecord({"times": int(told["times"]) + 1, "node": context.node_id})  # type: ignore[arg-type]
+    answer = MetricRecord({"times": int(past["times"]) + 1, "node": context.node_id})  # type: ignore[arg-type]
     return Message(RecordDict({"metrics": answer}), reply_to=message)
 
 
@@ -81,7 +81,7 @@ def pass_time(grid: VirtualGrid, seconds: float) -> None:
 # --- time -----------------------------------------------------------------------------------
 
 
-def test_a_reply_takes_its_travels_and_its_computation() -> None:
+def test_a_reply_takes_its_network_and_compute_times() -> None:
     node = VirtualNode(compute=2.0, network=0.5)
     with VirtualGrid(counting, [node]) as grid:
         message_id = push(grid, 0)
@@ -91,7 +91,7 @@ def test_a_reply_takes_its_travels_and_its_computation() -> None:
         assert times(pull(grid, message_id)) == 1
 
 
-def test_a_sleeper_wakes_when_a_reply_arrives_and_sleeps_no_longer_than_asked() -> None:
+def test_sleep_ends_when_a_reply_arrives_and_lasts_no_longer_than_requested() -> None:
     with VirtualGrid(counting, [VirtualNode(compute=2.0)]) as grid:
         push(grid, 0)
         grid.sleep(0.5)
@@ -184,12 +184,12 @@ def test_an_app_that_returns_nonsense_is_an_error_of_code_2() -> None:
         assert code(pull(grid, message_id)) == 2
 
 
-class Untold(Exception):  # noqa: N818
+class Unprintable(Exception):  # noqa: N818
     def __str__(self) -> str:
         raise RuntimeError
 
 
-@pytest.mark.parametrize("fault", [SystemExit, Untold, "cannot be copied"])
+@pytest.mark.parametrize("fault", [SystemExit, Unprintable, "cannot be copied"])
 def test_no_exception_of_an_app_leaves_the_grid(fault: Any) -> None:
     def app(message: Message, context: Context) -> Message:
         if fault == "cannot be copied":
@@ -204,17 +204,17 @@ def test_no_exception_of_an_app_leaves_the_grid(fault: Any) -> None:
         assert code(pull(grid, message_id)) == 2
 
 
-def test_what_is_no_query_is_refused_as_flower_does() -> None:
+def test_a_message_that_is_no_query_is_refused_as_in_flower() -> None:
     with VirtualGrid(counting, 1) as grid:
-        asked = query(grid.node_ids[0])
-        grid.push_messages([asked])
-        for wrong in (Message(RecordDict(), reply_to=asked), query(grid.node_ids[0], ttl=-1.0)):
+        sent = query(grid.node_ids[0])
+        grid.push_messages([sent])
+        for wrong in (Message(RecordDict(), reply_to=sent), query(grid.node_ids[0], ttl=-1.0)):
             with pytest.raises(ValueError, match="neither a reply"):
                 grid.push_messages([wrong])
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
-def test_a_distribution_that_gives_no_time_is_named(seconds: float) -> None:
+def test_a_distribution_of_invalid_times_is_named(seconds: float) -> None:
     nodes = [VirtualNode(compute=lambda rng: seconds), VirtualNode(attack=Late(float("nan")))]
     with VirtualGrid(counting, nodes) as grid:
         for node, name in enumerate(("compute", "attack")):
@@ -255,7 +255,7 @@ def test_send_and_receive_waits_for_all_replies_or_for_the_timeout() -> None:
         assert len(grid.send_and_receive(queries)) == 2
 
 
-def test_neither_side_reaches_into_the_others_objects() -> None:
+def test_server_and_app_share_no_objects() -> None:
     kept: list[RecordDict] = []
 
     def app(message: Message, context: Context) -> Message:
@@ -265,12 +265,12 @@ def test_neither_side_reaches_into_the_others_objects() -> None:
         return Message(content, reply_to=message)
 
     with VirtualGrid(app, 1) as grid:
-        message = query(grid.node_ids[0], asked=1)
+        message = query(grid.node_ids[0], number=1)
         (message_id,) = grid.push_messages([message])
-        message.content["config"] = ConfigRecord({"asked": 2})
+        message.content["config"] = ConfigRecord({"number": 2})
         pass_time(grid, 1.0)
         reply = pull(grid, message_id)
-        assert message.content.config_records["config"] == {"asked": 2}
+        assert message.content.config_records["config"] == {"number": 2}
         kept[0]["metrics"] = MetricRecord({"value": 2})
         kept[1]["stolen"] = MetricRecord({"value": 2})
         assert reply is not None
@@ -278,10 +278,10 @@ def test_neither_side_reaches_into_the_others_objects() -> None:
         assert grid.snapshot().nodes[0].states == {0: RecordDict()}
 
 
-# --- who comes and goes ---------------------------------------------------------------------
+# --- churn ----------------------------------------------------------------------------------
 
 
-def test_a_node_that_leaves_is_missed_at_once_and_owes_nothing() -> None:
+def test_a_node_that_leaves_is_removed_at_once_and_its_replies_are_errors() -> None:
     with VirtualGrid(counting, [VirtualNode(compute=5.0)] * 2, churn=[Churn(2.0, 0, "leave")]) as g:
         gone, here = push(g, 0), push(g, 1)
         pass_time(g, 1.9)
@@ -294,7 +294,7 @@ def test_a_node_that_leaves_is_missed_at_once_and_owes_nothing() -> None:
         assert times(pull(g, here)) == 1
 
 
-def test_a_crashed_node_is_missed_when_its_heartbeat_is() -> None:
+def test_a_crashed_node_is_removed_when_its_heartbeat_is_missed() -> None:
     churn = [Churn(2.0, 0, "crash")]
     with VirtualGrid(counting, [VirtualNode(compute=5.0)], churn=churn, heartbeat=30.0) as grid:
         message_id = push(grid, 0)
@@ -311,9 +311,7 @@ def test_a_reply_that_arrived_before_its_node_left_is_delivered() -> None:
         assert times(pull(grid, message_id)) == 1
 
 
-def test_a_node_that_comes_back_has_forgotten_and_its_lost_message_is_silent_until_it_expires() -> (
-    None
-):
+def test_a_node_that_rejoins_has_lost_its_state_and_the_message_it_was_sent() -> None:
     churn = [Churn(3.0, 0, "leave"), Churn(10.0, 0, "join")]
     with VirtualGrid(counting, [VirtualNode(compute=2.0)], churn=churn) as grid:
         first = push(grid, 0)
@@ -321,7 +319,7 @@ def test_a_node_that_comes_back_has_forgotten_and_its_lost_message_is_silent_unt
         assert times(pull(grid, first)) == 1
         lost = push(grid, 0, ttl=100.0)
         pass_time(grid, 4.0)
-        waits = push(grid, 0)  # sent while it is away, found when it comes
+        waits = push(grid, 0)  # sent while it is away, received when it rejoins
         pass_time(grid, 5.9)
         assert pull(grid, waits) is None
         pass_time(grid, 0.1)
@@ -332,15 +330,15 @@ def test_a_node_that_comes_back_has_forgotten_and_its_lost_message_is_silent_unt
         assert code(pull(grid, lost)) == 3
 
 
-def test_a_node_that_crashes_again_is_missed_for_its_second_crash() -> None:
+def test_a_node_that_crashes_again_is_removed_for_its_second_crash() -> None:
     churn = [Churn(10.0, 0, "crash"), Churn(20.0, 0, "join"), Churn(50.0, 0, "crash")]
     with VirtualGrid(counting, 1, churn=churn, heartbeat=60.0) as grid:
-        for until, listed in [(69.0, True), (109.9, True), (110.0, False)]:
+        for until, registered in [(69.0, True), (109.9, True), (110.0, False)]:
             pass_time(grid, until - grid.clock())
-            assert bool(grid.get_node_ids()) is listed
+            assert bool(grid.get_node_ids()) is registered
 
 
-def test_of_two_lines_of_one_time_the_first_happens_first() -> None:
+def test_simultaneous_churn_events_happen_in_their_order() -> None:
     churn = [Churn(5.0, 0, "leave"), Churn(5.0, 0, "join")]
     with VirtualGrid(counting, 1, churn=churn) as grid:
         assert grid.get_node_ids() == [grid.node_ids[0]]
@@ -348,14 +346,14 @@ def test_of_two_lines_of_one_time_the_first_happens_first() -> None:
         assert grid.get_node_ids() == [grid.node_ids[0]]
 
 
-def test_a_reply_of_an_earlier_life_neither_forgets_nor_is_remembered() -> None:
+def test_a_reply_of_an_earlier_incarnation_does_not_change_the_new_state() -> None:
     churn = [Churn(4.0, 0, "leave"), Churn(5.0, 0, "join")]
     with VirtualGrid(counting, 1, churn=churn) as grid:
         first = push(grid, 0)
         pass_time(grid, 1.0)
         assert times(pull(grid, first)) == 1
         second = push(grid, 0)
-        pass_time(grid, 5.0)  # it arrived at 2, is asked for after the node came back
+        pass_time(grid, 5.0)  # it arrived at 2, and is pulled after the node rejoined
         third = push(grid, 0)
         assert times(pull(grid, second)) == 2
         pass_time(grid, 1.0)
@@ -371,7 +369,7 @@ def test_a_message_that_expires_before_it_is_fetched_takes_none_of_its_nodes_tim
         assert times(pull(grid, third)) == 2
 
 
-def test_a_node_whose_script_begins_with_joining_is_absent_until_then() -> None:
+def test_a_node_whose_first_churn_event_is_a_join_is_absent_until_then() -> None:
     with VirtualGrid(counting, 2, churn=[Churn(5.0, 1, "join")]) as grid:
         assert grid.get_node_ids() == [grid.node_ids[0]]
         pass_time(grid, 5.0)
@@ -488,18 +486,18 @@ actions = st.lists(
 
 
 def play(grid: VirtualGrid, script: list[tuple[str, Any]]) -> list[object]:
-    seen: list[object] = []
+    observed: list[object] = []
     for what, value in script:
         if what == "push":
-            seen.append(push(grid, value, ttl=4.0))
+            observed.append(push(grid, value, ttl=4.0))
         elif what == "sleep":
             grid.sleep(value)
-            seen.append((grid.clock(), tuple(grid.get_node_ids())))
+            observed.append((grid.clock(), tuple(grid.get_node_ids())))
         else:
             reply = pull(grid, f"m{value}")
-            told = reply is not None and reply.has_content() and reply.content
-            seen.append((told, reply is not None and reply.has_error() and reply.error.code))
-    return seen
+            content = reply is not None and reply.has_content() and reply.content
+            observed.append((content, reply is not None and reply.has_error() and reply.error.code))
+    return observed
 
 
 def scripted() -> VirtualGrid:
@@ -509,24 +507,24 @@ def scripted() -> VirtualGrid:
 
 
 @given(actions, actions)
-def test_a_world_restored_goes_on_with_the_same_replies(
+def test_a_restored_snapshot_continues_with_the_same_replies(
     before: list[tuple[str, Any]], after: list[tuple[str, Any]]
 ) -> None:
     with scripted() as grid:
         play(grid, before)
-        world = pickle.loads(pickle.dumps(grid.snapshot()))
+        snapshot = pickle.loads(pickle.dumps(grid.snapshot()))
         first = play(grid, after)
-        grid.restore(world)
+        grid.restore(snapshot)
         assert play(grid, after) == first
         with scripted() as other:
-            other.restore(world)
+            other.restore(snapshot)
             assert play(other, after) == first
 
 
-def test_a_world_restored_goes_on_with_the_same_arrivals() -> None:
+def test_a_restored_snapshot_continues_with_the_same_arrivals() -> None:
     with VirtualGrid(counting, 5, arrivals=PaperArrivals(5, 2, 0.4, seed=2)) as grid:
 
-        def go_on() -> list[object]:
+        def continue_run() -> list[object]:
             came = []
             for _ in range(10):
                 pushed.extend(push(grid, node) for node in range(5))
@@ -535,21 +533,21 @@ def test_a_world_restored_goes_on_with_the_same_arrivals() -> None:
             return came
 
         pushed: list[str] = []
-        go_on()
-        world, before = grid.snapshot(), list(pushed)
-        first = go_on()
-        grid.restore(world)
+        continue_run()
+        snapshot, before = grid.snapshot(), list(pushed)
+        first = continue_run()
+        grid.restore(snapshot)
         pushed = before
-        assert go_on() == first and len(first) == 10
+        assert continue_run() == first and len(first) == 10
 
 
-def test_a_snapshot_is_not_moved_by_what_happens_after_it() -> None:
+def test_a_snapshot_is_unaffected_by_later_events() -> None:
     with VirtualGrid(counting, 1) as grid:
         push(grid, 0)
-        world = grid.snapshot()
+        snapshot = grid.snapshot()
         pass_time(grid, 1.0)
         pull(grid, "m0")
-        grid.restore(world)
+        grid.restore(snapshot)
         pass_time(grid, 1.0)
         assert times(pull(grid, "m0")) == 1
 
@@ -559,10 +557,10 @@ def test_a_snapshot_of_another_federation_is_refused() -> None:
         VirtualGrid(counting, 1).restore(VirtualGrid(counting, 2).snapshot())
 
 
-# --- other strategies, and trouble ----------------------------------------------------------
+# --- other strategies, and failures ---------------------------------------------------------
 
 
-def test_flowers_own_synchronous_strategies_run_on_it_too() -> None:
+def test_flowers_own_synchronous_strategies_run_on_a_virtual_grid_too() -> None:
     app = ClientApp()
 
     @app.train()
@@ -573,8 +571,8 @@ def test_flowers_own_synchronous_strategies_run_on_it_too() -> None:
         return Message(RecordDict({"arrays": moved, "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
-    def judge(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"num-examples": 1, "seen": context.node_id})  # type: ignore[dict-item]
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1, "node": context.node_id})  # type: ignore[dict-item]
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     with VirtualGrid(app, 3) as grid:
@@ -582,8 +580,8 @@ def test_flowers_own_synchronous_strategies_run_on_it_too() -> None:
         result = strategy.start(grid, ArrayRecord({"x": torch.zeros(2)}), num_rounds=4)  # type: ignore[dict-item]
         assert grid.clock() == 8.0
     assert result.arrays.to_torch_state_dict()["x"].tolist() == [4.0, 4.0]
-    judged = result.evaluate_metrics_clientapp
-    assert [metrics["seen"] for metrics in judged.values()] == pytest.approx([101.0] * 4)
+    evaluated = result.evaluate_metrics_clientapp
+    assert [metrics["node"] for metrics in evaluated.values()] == pytest.approx([101.0] * 4)
 
 
 def test_a_run_survives_nodes_that_crash_leave_and_come_back() -> None:
@@ -602,7 +600,7 @@ def test_a_run_survives_nodes_that_crash_leave_and_come_back() -> None:
     assert x == pytest.approx(np.ones(3), abs=0.1)
 
 
-def test_liars_ruin_the_mean_on_it_and_not_the_median() -> None:
+def test_a_liar_on_a_virtual_grid_ruins_the_mean_and_not_the_median() -> None:
     honest = client_app(quadratic, estimator=sgd())
 
     def app(message: Message, context: Context) -> Message:
@@ -662,6 +660,6 @@ def test_bad_settings_are_refused_by_name(make: Callable[[], object], argument: 
     assert caught.value.argument == argument
 
 
-def test_other_grids_are_given_this_machines_clock() -> None:
+def test_other_grids_use_this_machines_clock() -> None:
     grid: Any = object()
     assert clock_of(grid) == (time.monotonic, time.sleep)

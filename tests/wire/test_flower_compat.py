@@ -1,4 +1,4 @@
-"""What this package needs of Flower, and the one place that touches what is private of it."""
+"""What this package needs of Flower, and the one module that touches its private parts."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ PACKAGE, APPS = ROOT / "flwr_byzasync", ROOT / "apps"
 PUBLIC = {"flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 PRIVATE = "flwr.supercore.task_identity"
 knows_no_tasks = pytest.mark.skipif(INSTALLED >= (1, 38), reason="about flwr before 1.38")
-knows_tasks = since(1, 38, "earlier releases make a Message outside a task")
+knows_tasks = since(1, 38, "earlier releases create a Message outside a task")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -64,43 +64,43 @@ def test_the_apps_import_nothing_private_of_flower() -> None:
 
 
 def test_only_one_file_reaches_into_the_attributes_of_flower_objects() -> None:
-    upper = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
-    upper = {name: text for name, text in upper.items() if re.search(r"^from flwr\b", text, re.M)}
-    assert len(upper) >= 10, "the scan finds the files that know Flower"
-    assert {name for name, text in upper.items() if "__dict__" in text} == {"flower_compat.py"}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    texts = {name: text for name, text in texts.items() if re.search(r"^from flwr\b", text, re.M)}
+    assert len(texts) >= 10, "the scan finds the files that know Flower"
+    assert {name for name, text in texts.items() if "__dict__" in text} == {"flower_compat.py"}
 
 
 # --- being a task ---------------------------------------------------------------------------
 
 
-def test_in_a_task_a_message_can_be_made_and_answered() -> None:
+def test_in_a_task_a_message_can_be_created_and_answered() -> None:
     with pretend_task(run_id=3, node_id=5):
-        asked = query()
-    stamp_message(asked, "m", run_id=3, src_node_id=5)
-    assert (asked.metadata.run_id, asked.metadata.src_node_id) == (3, 5)
+        sent = query()
+    stamp_message(sent, "m", run_id=3, src_node_id=5)
+    assert (sent.metadata.run_id, sent.metadata.src_node_id) == (3, 5)
     with pretend_task(run_id=3, node_id=7):
-        reply = Message(RecordDict(), reply_to=asked).metadata
+        reply = Message(RecordDict(), reply_to=sent).metadata
     assert (reply.run_id, reply.src_node_id, reply.dst_node_id) == (3, 7, 5)
     assert (reply.reply_to_message_id, reply.message_id) == ("m", "")
 
 
-def test_a_grid_writes_on_a_message_where_it_comes_from() -> None:
+def test_a_grid_stamps_a_message_with_its_source() -> None:
     def app(message: Message, context: Context) -> Message:
         return Message(RecordDict(), reply_to=message)
 
     with VirtualGrid(app, 1) as grid:
-        asked = Message(RecordDict(), dst_node_id=grid.node_ids[0], message_type="train")
-        (message_id,) = grid.push_messages([asked])
+        sent = Message(RecordDict(), dst_node_id=grid.node_ids[0], message_type="train")
+        (message_id,) = grid.push_messages([sent])
         grid.sleep(1.0)
         (reply,) = grid.pull_messages([message_id])
         (error,) = grid.pull_messages([message_id])
-    assert asked.metadata.run_id == reply.metadata.run_id == grid.run.run_id
+    assert sent.metadata.run_id == reply.metadata.run_id == grid.run.run_id
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (grid.node_ids[0], 1)
     assert reply.metadata.reply_to_message_id == error.metadata.reply_to_message_id == message_id
 
 
 @knows_tasks
-def test_outside_a_task_there_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_task_no_message_can_be_created(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore.task_identity import TaskIdentity
 
     monkeypatch.setattr(TaskIdentity, "_node_id", None)
@@ -109,7 +109,7 @@ def test_outside_a_task_there_is_no_message(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @knows_no_tasks
-def test_before_there_were_tasks_a_message_was_made_anywhere_and_came_from_nowhere() -> None:
+def test_before_flwr_1_38_a_message_is_created_anywhere_and_has_no_source() -> None:
     assert (query().metadata.run_id, query().metadata.src_node_id) == (0, 0)
 
 
@@ -132,24 +132,24 @@ def test_the_identity_of_a_task_is_set_inside_the_block_and_restored() -> None:
 
 
 @knows_tasks
-def test_a_virtual_grid_is_the_superlink_and_in_an_app_the_node_even_if_it_raises() -> None:
+def test_a_virtual_grid_acts_as_the_superlink_and_in_an_app_as_the_node() -> None:
     from flwr.supercore.task_identity import TaskIdentity
 
-    seen: list[int] = []
+    ids: list[int] = []
 
     def app(message: Message, context: Context) -> Message:
-        seen.append(TaskIdentity.node_id)
+        ids.append(TaskIdentity.node_id)
         raise ValueError
 
     before = TaskIdentity.node_id
     with pretend_task(run_id=3, node_id=5):
         with VirtualGrid(app, 2) as grid:
-            asked = Message(RecordDict(), dst_node_id=grid.node_ids[1], message_type="train")
-            (message_id,) = grid.push_messages([asked])
+            sent = Message(RecordDict(), dst_node_id=grid.node_ids[1], message_type="train")
+            (message_id,) = grid.push_messages([sent])
             grid.sleep(1.0)
             (reply,) = grid.pull_messages([message_id])
             assert reply.error.code == 2
-            assert seen == [grid.node_ids[1]] and TaskIdentity.node_id == 1
+            assert ids == [grid.node_ids[1]] and TaskIdentity.node_id == 1
         assert TaskIdentity.node_id == 5
         with pytest.raises(KeyError), VirtualGrid(app, 2):
             raise KeyError
@@ -171,7 +171,7 @@ def test_where_flower_has_no_such_module_the_block_does_nothing(
 
 
 @pytest.mark.parametrize("names", [(), ("_task_id", "_run_id")])
-def test_an_identity_of_another_shape_is_left_alone(
+def test_an_unknown_identity_class_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     other = SimpleNamespace(**dict.fromkeys(names))
@@ -183,7 +183,7 @@ def test_an_identity_of_another_shape_is_left_alone(
     assert vars(other) == dict.fromkeys(names)
 
 
-def test_what_the_block_raises_comes_out_of_it_also_where_it_does_nothing(
+def test_an_exception_leaves_the_block_even_where_it_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("flwr_byzasync.wire.flower_compat._task_identity", lambda: None)
@@ -197,8 +197,8 @@ def test_what_the_block_raises_comes_out_of_it_also_where_it_does_nothing(
 def test_one_range_of_flower_is_declared_and_the_installed_release_is_in_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = chain.from_iterable(project["optional-dependencies"].values())
-    wanted = [each for each in (*project["dependencies"], *extras) if re.match(r"flwr\b", each)]
-    ranges = {each.partition(">=")[2] for each in wanted}
+    specs = [each for each in (*project["dependencies"], *extras) if re.match(r"flwr\b", each)]
+    ranges = {each.partition(">=")[2] for each in specs}
     (declared,) = ranges
     oldest, newest = declared.split(",")
     assert newest == "<2"

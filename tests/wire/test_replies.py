@@ -61,7 +61,7 @@ def test_what_comes_beside_usable_arrays_costs_a_reply_nothing(
     assert all(abs(value) < 1e300 for value in decoded.metrics.values())
 
 
-def test_every_reason_that_decoding_can_give_is_in_the_zoo() -> None:
+def test_every_reason_that_decoding_can_return_is_in_the_zoo() -> None:
     elsewhere = {Reason.EXPIRED, Reason.UNSENT, Reason.UNSOLICITED}
     assert {reason for _, reason in ZOO.values()} == set(Reason) - elsewhere
 
@@ -184,7 +184,7 @@ def test_a_query_of_a_model_without_buffers_has_no_record_of_them() -> None:
     assert set(content) == {"arrays", "config"}
 
 
-def test_the_whole_model_comes_back_in_the_order_of_the_user() -> None:
+def test_the_whole_model_comes_back_in_the_user_s_order() -> None:
     layout = ModelLayout.of(MODEL, buffers=["mean"])
     point = layout.parameters.flatten(MODEL)
     record = model_record(layout, point, torch.tensor([7.0]), torch.tensor([8]))
@@ -193,6 +193,6 @@ def test_the_whole_model_comes_back_in_the_order_of_the_user() -> None:
     assert all(torch.equal(back[k], MODEL[k]) and back[k].dtype == MODEL[k].dtype for k in MODEL)
 
 
-def test_our_own_caller_s_strange_array_is_refused_by_name() -> None:
+def test_an_initial_array_of_text_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"initial_arrays\['t'\]"):
         tensors_of(ArrayRecord({"t": Array(np.array(["text"]))}))

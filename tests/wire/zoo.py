@@ -1,4 +1,4 @@
-"""Replies of every kind that a client may send: good ones, and the faults with their Reasons."""
+"""Every kind of reply that a client may send: usable ones, and faults with their Reasons."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -73,8 +73,8 @@ def header_claiming(shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
-def header_saying(text: str, version: int = 1) -> bytes:
-    """A header as somebody would write it who does not use NumPy."""
+def header_with(text: str, version: int = 1) -> bytes:
+    """A header that NumPy would not write."""
     size = len(text).to_bytes(2 if version == 1 else 4, "little")
     return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode()
 
@@ -85,9 +85,9 @@ def no_content(message: Message) -> Message:
     return reply
 
 
-def answered(message: Message, made: RecordDict | Error | None) -> Message:
-    """Return a reply that holds what was made; None: nothing."""
-    return no_content(message) if made is None else Message(made, reply_to=message)
+def answered(message: Message, content: RecordDict | Error | None) -> Message:
+    """Return a reply with this content; None: without any."""
+    return no_content(message) if content is None else Message(content, reply_to=message)
 
 
 def of_b(value: float) -> RecordDict:
@@ -228,16 +228,16 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
         lambda: with_w(numpy_array(F4, data=header_claiming((-2, -2)))), Reason.WRONG_SHAPE
     ),
     "header is code": (
-        lambda: with_w(numpy_array(F4, data=header_saying("__import__('os')"))), Reason.UNREADABLE
+        lambda: with_w(numpy_array(F4, data=header_with("__import__('os')"))), Reason.UNREADABLE
     ),
     "header is nested": (
-        lambda: with_w(numpy_array(F4, data=header_saying("(" * 9000))), Reason.UNREADABLE
+        lambda: with_w(numpy_array(F4, data=header_with("(" * 9000))), Reason.UNREADABLE
     ),
     "header lacks a key": (
-        lambda: with_w(numpy_array(F4, data=header_saying("{'descr': '<f4'}"))), Reason.UNREADABLE
+        lambda: with_w(numpy_array(F4, data=header_with("{'descr': '<f4'}"))), Reason.UNREADABLE
     ),
     "header of a megabyte": (
-        lambda: with_w(numpy_array(F4, data=header_saying(" " * 2**20, 2))), Reason.UNREADABLE
+        lambda: with_w(numpy_array(F4, data=header_with(" " * 2**20, 2))), Reason.UNREADABLE
     ),
     "header of 4 GB": (
         lambda: with_w(numpy_array(F4, data=b"\x93NUMPY\x02\x00\xff\xff\xff\xff")),
@@ -247,7 +247,7 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
         lambda: with_w(numpy_array(F4, data=b"\x93NUMPY\x09\x00")), Reason.UNREADABLE
     ),
 }  # fmt: skip
-"""Faults, how to make them (None: a message without content), and what each is counted as."""
+"""Faults, how to build them (None: a message without content), and what each is counted as."""
 
 USABLE: dict[str, Callable[[], RecordDict]] = {
     "good": good,
@@ -270,4 +270,4 @@ USABLE: dict[str, Callable[[], RecordDict]] = {
     ),
     "more metrics and config": lambda: plus(more=MetricRecord({"a": 1}), c=ConfigRecord({"b": 2})),
 }
-"""Replies that are used, however strange what comes with the arrays."""
+"""Usable replies, however strange the records beside the arrays."""
