@@ -166,7 +166,7 @@ def test_rejected_replies_leave_the_result_bit_identical() -> None:
     assert torch.equal(run(), run(broken, raising))
 
 
-def test_a_silent_node_does_not_stall_the_loop_and_is_asked_again() -> None:
+def test_a_silent_node_does_not_stall_the_loop_and_is_queried_again() -> None:
     clock = FakeClock()
     grid = grid_of(clock, honest, honest, silent)
     strategy = strategy_on(clock, reply_timeout=5.0, nodes=2, updates_per_round=60)
@@ -346,7 +346,7 @@ def test_when_every_node_is_quarantined_from_the_start_the_run_ends_at_once(
 
 
 @pytest.mark.parametrize("outage", [1000.0, 1e9], ids=["well again in time", "for ever"])
-def test_when_every_node_is_shut_later_the_run_waits_for_their_way_back(
+def test_when_every_node_is_quarantined_later_the_run_waits_for_their_return(
     outage: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that is away for a quarter of an hour must not end a run of a week."""

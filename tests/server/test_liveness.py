@@ -233,7 +233,7 @@ def broken_for_a_while(
 
 
 @pytest.mark.parametrize(("good_again", "faults"), [(5.0, 2), slow(60.0, 5), slow(150.0, 6)])
-def test_a_shut_node_is_asked_again_and_comes_back_once_it_is_well(
+def test_a_quarantined_node_is_queried_again_and_restored_by_a_usable_reply(
     good_again: float, faults: int
 ) -> None:
     clock: list[Callable[[], float]] = []
@@ -268,7 +268,9 @@ def test_below_the_quorum_a_run_continues_by_default() -> None:
 
 
 @pytest.mark.parametrize("departed", ["keep", "drop"])
-def test_below_min_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(departed: str) -> None:
+def test_without_enough_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(
+    departed: str,
+) -> None:
     result, strategy, grid = thinned(on_loss="wait", departed=departed)
     statistics = strategy.statistics()
     assert max(statistics.replies.values()) - min(statistics.replies.values()) <= 2

@@ -167,7 +167,7 @@ def test_a_pull_that_ends_after_its_query_was_replaced_changes_no_bit(
     assert len(grid.hung) == 1 and "m2" not in grid.waiting, "its reply was pulled, and is lost"
 
 
-def test_a_node_whose_pulls_hang_holds_few_threads_and_is_heard_once_they_end(
+def test_a_node_whose_pulls_hang_holds_few_threads_and_counts_again_once_they_end(
     grid: HangingGrid,
 ) -> None:
     threads: list[int] = []
@@ -280,7 +280,7 @@ def test_a_process_ends_at_once_and_silently_while_a_pull_hangs(tmp_path: Path) 
         "from tests.server.test_poller import *\n"
         "nodes = {node: FakeNode(honest, 1.0) for node in (1, 2, HANGING)}\n"
         "grid = HangingGrid(FakeClock(), nodes, seconds=3600)\n"
-        "pulls_module.clock_of = lambda grid: (time.monotonic, time.sleep)\n"
+        "poller_module.clock_of = lambda grid: (time.monotonic, time.sleep)\n"
         "with pretend_task(run_id=1, node_id=1):\n"
         "    strategy_on(grid).start(grid, ArrayRecord(START), 1)\n"
         "assert threading.active_count() >= 4\n"
