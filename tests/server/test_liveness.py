@@ -268,7 +268,7 @@ def test_below_the_quorum_a_run_continues_by_default() -> None:
 
 
 @pytest.mark.parametrize("departed", ["keep", "drop"])
-def test_without_enough_nodes_a_run_may_wait_and_nobody_gains_weight_meanwhile(
+def test_without_enough_nodes_a_run_may_wait_and_nobody_gains_weight(
     departed: str,
 ) -> None:
     result, strategy, grid = thinned(on_loss="wait", departed=departed)
