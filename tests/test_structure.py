@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flwr_byzasync"
 ROOT = "flwr_byzasync"
 VOCABULARY = {"errors", "estimators", "optimizers", "weights"}
-HELPERS = {"_checks", "_clock", "_moved_arguments", "_registry"}
+HELPERS = {"_checks", "_clock", "_moved_arguments", "_printable", "_registry"}
 ALLOWED: dict[str, set[str]] = {
     "aggregators": set(),
     "attacks": {"aggregators"},

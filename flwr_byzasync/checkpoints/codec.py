@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from flwr_byzasync._printable import printable
 from flwr_byzasync.core.clock_time import ClockTime
 
 
@@ -90,24 +91,30 @@ def unpack(plain: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     hint = _bare(hint)
     if hint is Tensor:
         if _checked(plain, str) not in tensors:
-            raise MisfitError(f"the tensor {plain!r} is missing")
+            raise MisfitError(f"the tensor {printable(plain)} is missing")
         return tensors[plain]
     if _is(hint, Enum):
         if _checked(plain, str) not in hint.__members__:
-            raise MisfitError(f"{hint.__name__} has no {plain!r}")
+            raise MisfitError(f"{hint.__name__} has no {printable(plain)}")
         return hint[plain]
     if is_dataclass(hint):
         declared, given = types_of(hint), _checked(plain, dict)
         if declared.keys() != given.keys():
-            odd = ", ".join(sorted(declared.keys() ^ given.keys()))
+            odd = printable(", ".join(sorted(declared.keys() ^ given.keys())))
             raise MisfitError(f"the fields of {getattr(hint, '__name__', hint)} differ by {odd}")
         return hint(**{k: unpack(given[k], declared[k], tensors) for k in declared})  # type: ignore[operator]
     origin, args = get_origin(hint), get_args(hint)
     if origin is Mapping:
         pairs = [_pair(pair) for pair in _checked(plain, list)]
-        return {unpack(k, args[0], tensors): unpack(v, args[1], tensors) for k, v in pairs}
+        unpacked = {unpack(k, args[0], tensors): unpack(v, args[1], tensors) for k, v in pairs}
+        if len(unpacked) < len(pairs):
+            raise MisfitError("a key occurs twice")
+        return unpacked
     if origin in (tuple, list, frozenset):
-        return origin(unpack(item, args[0], tensors) for item in _checked(plain, list))
+        items = [unpack(item, args[0], tensors) for item in _checked(plain, list)]
+        if origin is frozenset and items != sorted(set(items)):
+            raise MisfitError("a set is out of order")
+        return origin(items)
     return _plain(plain, hint, lambda arm: unpack(plain, arm, tensors))
 
 
@@ -154,12 +161,12 @@ def _plain(value: Any, hint: Any, through: Callable[[Any], Any]) -> Any:
                 return through(arm)
             except MisfitError:
                 continue
-        raise MisfitError(f"{value!r} is not a {hint}")
-    if hint is float and type(value) is int:  # a metric that is a count
+        raise MisfitError(f"{printable(value)} is not a {hint}")
+    if hint is float and type(value) is int and abs(value) < 2**1023:  # a metric that is a count
         return value
     if hint in (bool, int, float, str, NoneType):
         if hint is not bool and isinstance(value, bool):
-            raise MisfitError(f"{value!r} is not a {hint.__name__}")
+            raise MisfitError(f"{printable(value)} is not a {hint.__name__}")
         return _checked(value, hint)
     raise TypeError(f"flwr_byzasync.checkpoints.codec has no codec for {hint}: add one there")
 
@@ -175,13 +182,13 @@ def _store(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
 
 def _checked(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise MisfitError(f"{value!r} is not a {kind.__name__}")
+        raise MisfitError(f"{printable(value)} is not a {kind.__name__}")
     return value
 
 
 def _pair(value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) != 2:
-        raise MisfitError(f"{value!r} is not a pair")
+        raise MisfitError(f"{printable(value)} is not a pair")
     return value
 
 

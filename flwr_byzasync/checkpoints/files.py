@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
+from flwr_byzasync._printable import printable
 from flwr_byzasync.errors import ConfigError
 
 try:
@@ -202,7 +203,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises
     ------
     DamagedError
-        If it is truncated, changed, from another program, or of another format version.
+        If it is truncated, changed, no JSON, from another program, or of another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -211,11 +212,20 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             # Clones: the library may return the memory-mapped file itself.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DamagedError(f"it is not a complete safetensors file ({error})") from error
+        raise DamagedError(
+            f"it is not a complete safetensors file ({printable(str(error))})"
+        ) from error
     if metadata.get("sha256") != _checksum(tensors) or DOCUMENT not in tensors:
         raise DamagedError("its content does not match its checksum")
-    document: dict[str, Any] = json.loads(tensors.pop(DOCUMENT).numpy().tobytes())
-    return document, tensors
+    return _document(tensors.pop(DOCUMENT)), tensors
+
+
+def _document(text: Tensor) -> dict[str, Any]:
+    with suppress(ValueError, TypeError, RecursionError):
+        document = json.loads(text.numpy().tobytes())
+        if isinstance(document, dict):
+            return document
+    raise DamagedError("its document is no JSON object")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +244,7 @@ def _check_origin(metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise DamagedError("it was not written by flwr_byzasync")
     if metadata.get("version") != VERSION:
-        found = metadata.get("version")
+        found = printable(metadata.get("version"), 20)
         raise DamagedError(f"its format version is {found}, and this release reads {VERSION}")
 
 

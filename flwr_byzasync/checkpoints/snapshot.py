@@ -4,55 +4,19 @@ What an incremental rule keeps is not in it: it follows from rows and weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from flwr_byzasync.checkpoints.codec import MisfitError, pack, shift_clock, types_of, unpack
-from flwr_byzasync.core.pending_evaluations import PendingEvaluations
+from flwr_byzasync.checkpoints.content import Position, TableContent
+from flwr_byzasync.checkpoints.validation import check_content
 from flwr_byzasync.core.state import ServerState, Tables
-from flwr_byzasync.core.statistics import RoundStart
 from flwr_byzasync.errors import ConfigError
 
 SETTINGS = frozenset({"layout", "optimizer", "policy"})
 """Fields of `ServerState` that whoever resumes passes again. `tables` are saved by `_rows_of`."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is, besides the server's state.
-
-    Parameters
-    ----------
-    now : float
-        The clock when the position was taken.
-    elapsed : float
-        Seconds since the run began, in all its processes.
-    server_round, size : int
-        The current round, and accepted replies in a round.
-    round_start : RoundStart
-        When that round began.
-    connected : tuple of int
-        The connected nodes.
-    history : str
-        Metrics of all rounds, one JSON entry each and one text in all: a long run has many, and
-        a single string is written fastest.
-    evaluations : PendingEvaluations
-        Evaluations by nodes that are under way.
-    run_id : int
-        Flower's id of the `flwr run`: no other run can pull its replies.
-    """
-
-    now: float
-    elapsed: float
-    server_round: int
-    size: int
-    round_start: RoundStart
-    connected: tuple[int, ...] = ()
-    history: str = ""
-    evaluations: PendingEvaluations = field(default_factory=PendingEvaluations)
-    run_id: int = 0
 
 
 def dump(
@@ -67,7 +31,10 @@ def dump(
         "fingerprint": dict(fingerprint),
         "position": pack(position, Position, tensors),
         "state": {k: pack(getattr(state, k), h, tensors) for k, h in _saved_types(state).items()},
-        "tables": {name: _rows_of(state, name, tensors) for name in types_of(Tables)},
+        "tables": {
+            name: pack(TableContent.of(getattr(state.tables, name)), TableContent, tensors)
+            for name in types_of(Tables)
+        },
     }
     return document, tensors
 
@@ -89,20 +56,23 @@ def load(
     Raises
     ------
     MisfitError
-        If the document was written by another version of this package.
+        If the document is not one that `dump` could have written for this model, whatever is
+        wrong with it; the tables of `fresh` are as before.
     """
     placed = {name: tensor.to(fresh.iterates.x.device) for name, tensor in tensors.items()}
     types = _saved_types(fresh)
     saved, rows, plain = (document.get(key) for key in ("state", "tables", "position"))
-    if not isinstance(saved, dict) or saved.keys() != types.keys():
-        raise MisfitError("the fields of ServerState differ")
-    values = {name: unpack(saved[name], types[name], placed) for name in types}
+    values = _unpacked(saved, types, placed, "ServerState")
     position: Position = unpack(plain, Position, placed)
+    declared = dict.fromkeys(types_of(Tables), TableContent)
+    tables: dict[str, TableContent] = _unpacked(rows, declared, placed, "Tables")
+    check_content(replace(fresh, **values), fresh.iterates, tables, position)
     shift = now - position.now
     # In a copied simulation the clock has not moved, and x + 0.0 keeps every bit.
     shifted = {name: shift_clock(value, types[name], shift) for name, value in values.items()}
     state = replace(fresh, **shifted)
-    _fill(state, rows, placed)
+    for name, table in tables.items():
+        getattr(state.tables, name).fill(table.rows, table.counts, table.sent, table.step)
     return state, shift_clock(replace(position, now=now), Position, shift)
 
 
@@ -122,14 +92,18 @@ def run_fingerprint(state: ServerState, aggregator: object) -> dict[str, str]:
     }
 
 
-def check_fingerprint(saved: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
+def check_fingerprint(saved: Any, own: Mapping[str, str], source: str) -> None:
     """Make sure that a run resumes with the model, rule and optimizer that it began with.
 
     Raises
     ------
     ConfigError
         Naming what differs.
+    MisfitError
+        If what was saved is no fingerprint at all.
     """
+    if not isinstance(saved, Mapping) or not all(isinstance(v, str) for v in saved.values()):
+        raise MisfitError("it has no fingerprint")
     for name, value in own.items():
         before = saved.get(name, "")
         if before != value:
@@ -160,29 +134,12 @@ def _saved_types(state: ServerState) -> dict[str, Any]:
     return types | {"iterates": type(state.iterates)}
 
 
-def _rows_of(state: ServerState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    table = getattr(state.tables, name)
-    return {
-        "rows": pack(table.view().rows, Tensor, tensors),
-        "counts": list(table.counts),
-        "sent": list(table.sent),
-        "step": table.step,
-    }
-
-
-def _fill(state: ServerState, plain: Any, tensors: Mapping[str, Tensor]) -> None:
-    names = types_of(Tables)
-    if not isinstance(plain, dict) or plain.keys() != names.keys():
-        raise MisfitError("the tables differ")
-    for name in names:
-        table, saved = getattr(state.tables, name), plain[name]
-        if not isinstance(saved, dict) or saved.keys() != {"rows", "counts", "sent", "step"}:
-            raise MisfitError(f"the table of {name} differs")
-        rows = unpack(saved["rows"], Tensor, tensors)
-        counts, sent = (unpack(saved[key], tuple[int, ...], {}) for key in ("counts", "sent"))
-        if rows.shape[0] != len(counts) or rows.shape[1:] != table.view().rows.shape[1:]:
-            raise MisfitError(f"the table of {name} has another shape")
-        table.fill(rows, counts, sent, unpack(saved["step"], int, {}))
+def _unpacked(
+    plain: Any, types: Mapping[str, Any], tensors: Mapping[str, Tensor], owner: str
+) -> dict[str, Any]:
+    if not isinstance(plain, dict) or plain.keys() != types.keys():
+        raise MisfitError(f"the fields of {owner} differ")
+    return {name: unpack(plain[name], types[name], tensors) for name in types}
 
 
 def _difference(one: str, other: str) -> str:

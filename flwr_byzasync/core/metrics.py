@@ -8,6 +8,10 @@ from flwr_byzasync.aggregators import CoordinateWiseMedian
 
 Metrics = Mapping[str, float | tuple[float, ...]]
 """What a node reported: finite numbers, single ones or lists."""
+Group = list[tuple[tuple[float, ...], float]]
+"""What nodes reported under one name and of one length, with their weights."""
+SINGLE = -1
+"""Stands for the length of a metric that is a single number."""
 
 
 def median_metrics(reports: Sequence[tuple[Metrics, float]]) -> dict[str, float | list[float]]:
@@ -18,21 +22,27 @@ def median_metrics(reports: Sequence[tuple[Metrics, float]]) -> dict[str, float 
     reports : sequence of (mapping, float)
         What each node reported, and its weight. A metric that is a list gets the median of each
         of its numbers, over the lists of the length that most of the weight has.
+
+    Notes
+    -----
+    The cost is linear in what was reported, however many different names there are.
     """
     total = sum(weight for _, weight in reports)
+    groups: dict[tuple[str, int], Group] = {}
+    for metrics, weight in reports:
+        for name, value in metrics.items():
+            length = len(value) if isinstance(value, tuple) else SINGLE
+            values = value if isinstance(value, tuple) else (value,)
+            groups.setdefault((name, length), []).append((values, weight))
+    major = [key for key, group in groups.items() if 2 * sum(w for _, w in group) > total]
     result: dict[str, float | list[float]] = {}
-    for name in sorted({name for metrics, _ in reports for name in metrics}):
-        by_length: dict[int, list[tuple[tuple[float, ...], float]]] = {}
-        for metrics, weight in reports:
-            value = metrics.get(name)
-            if isinstance(value, tuple):
-                by_length.setdefault(len(value), []).append((value, weight))
-            elif value is not None:
-                by_length.setdefault(-1, []).append(((value,), weight))
-        for length, group in by_length.items():
-            if 2 * sum(weight for _, weight in group) > total:
-                values = torch.tensor([value for value, _ in group], dtype=torch.float64)
-                weights = torch.tensor([weight for _, weight in group])
-                median = CoordinateWiseMedian()(values, weights).tolist()
-                result[name] = median[0] if length == -1 else median
+    for name, length in sorted(major, key=lambda key: key[0]):
+        median = _median(groups[name, length])
+        result[name] = median[0] if length == SINGLE else median
     return result
+
+
+def _median(group: Group) -> list[float]:
+    values = torch.tensor([value for value, _ in group], dtype=torch.float64)
+    weights = torch.tensor([weight for _, weight in group])
+    return list(CoordinateWiseMedian()(values, weights).tolist())

@@ -10,8 +10,9 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
 from flwr_byzasync.checkpoints.codec import MisfitError
+from flwr_byzasync.checkpoints.content import Position
 from flwr_byzasync.checkpoints.files import Checkpoints
-from flwr_byzasync.checkpoints.snapshot import Position, check_fingerprint, dump, load
+from flwr_byzasync.checkpoints.snapshot import check_fingerprint, dump, load
 from flwr_byzasync.core.events import on_clock_paused
 from flwr_byzasync.core.pending_evaluations import on_other_run
 from flwr_byzasync.core.state import Rejected
@@ -20,6 +21,9 @@ from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.server.endpoint import Endpoint
 
 logger = getLogger("flwr")
+
+KINDS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+"""Fields of `Result` that hold metrics by round."""
 
 
 class CheckpointManager:
@@ -93,8 +97,8 @@ class CheckpointManager:
             fix = "pass Checkpoints(..., resume=True) to resume it, or another folder to begin anew"
             raise ConfigError("resume", False, legal, fix)
         for path, document, tensors in self.checkpoints.read():
-            check_fingerprint(document.get("fingerprint", {}), self._fingerprint, path.name)
             try:
+                check_fingerprint(document.get("fingerprint"), self._fingerprint, path.name)
                 self._restore(document, tensors)
             except MisfitError as error:
                 logger.warning("Checkpoint %s is not used: %s.", path.name, error)
@@ -115,7 +119,9 @@ class CheckpointManager:
 
     def _restore(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         endpoint, now = self._endpoint, self._endpoint.clock()
-        endpoint.state, self.position = load(document, tensors, endpoint.state, now)
+        state, position = load(document, tensors, endpoint.state, now)
+        history = read_history(position.history)
+        endpoint.state, self.position = state, position
         self._began = now - self.position.elapsed
         if self.position.run_id != self._run_id:
             # A SuperLink refuses to return another run's messages, with an error that looks like
@@ -126,9 +132,8 @@ class CheckpointManager:
             self.update_position(run_id=self._run_id, evaluations=evaluations)
         self._result.arrays = endpoint.arrays()
         self._history = self.position.history.splitlines(keepends=True)
-        entries = [json.loads(entry) for entry in self._history]
-        for kind, server_round, metrics in sorted(entries, key=lambda entry: entry[1]):
-            getattr(self._result, kind)[server_round] = MetricRecord(metrics)
+        for kind, server_round, metrics in sorted(history, key=lambda entry: entry[1]):
+            getattr(self._result, kind)[server_round] = metrics
         self._saved = self._progress
 
     # --- writing ------------------------------------------------------------------------------
@@ -186,3 +191,21 @@ class CheckpointManager:
             legal = f"one whose state is tensors and numbers in dataclasses ({error})"
             fix = "leave out checkpoints, or change it"
             raise ConfigError("optimizer", self._fingerprint["optimizer"], legal, fix) from error
+
+
+def read_history(text: str) -> list[tuple[str, int, MetricRecord]]:
+    """Return the metrics of all rounds from their text: kind, round and record of each entry.
+
+    Raises
+    ------
+    MisfitError
+        If that is not what the text holds.
+    """
+    try:
+        entries = [json.loads(line) for line in text.splitlines()]
+        read = [(kind, number, MetricRecord(dict(metrics))) for kind, number, metrics in entries]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MisfitError(f"its metrics cannot be read ({type(error).__name__})") from error
+    if not all(kind in KINDS and type(n) is int and n >= 0 for kind, n, _ in read):
+        raise MisfitError("its metrics are of no round")
+    return read

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr_byzasync._checks import check_number, coerce_numbers
+from flwr_byzasync._printable import printable
 from flwr_byzasync.errors import ConfigError
 
 
@@ -62,8 +63,9 @@ class EarlyStop:
         """Return a warning if the metric to stop by is not among these, or None."""
         if self.metric is None or self._value(metrics) is not None:
             return None
+        shown = printable(sorted(metrics))
         return (
-            f"evaluate_fn returned no number '{self.metric}' to stop by, but {sorted(metrics)}: "
+            f"evaluate_fn returned no number '{self.metric}' to stop by, but {shown}: "
             "the run goes on"
         )
 

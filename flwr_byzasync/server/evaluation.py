@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
+from flwr_byzasync._printable import printable_metrics
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.pending_evaluations import (
     EvaluationRequest,
@@ -206,9 +207,8 @@ class Evaluations:
         self.pending = on_round_closed(self.pending, server_round)
         metrics = self.settings.result(answers)
         if metrics is not None:
-            logger.info(
-                "[ROUND %d] evaluated by %d nodes: %s", server_round, len(answers), dict(metrics)
-            )
+            shown = printable_metrics(metrics)
+            logger.info("[ROUND %d] evaluated by %d nodes: %s", server_round, len(answers), shown)
             self.report(server_round, metrics)
         elif self.pending.non_evaluators and not self.pending.evaluators and not self._warned:
             self._warned = True

@@ -5,6 +5,7 @@ from logging import getLogger
 
 from flwr.app import MetricRecord, RecordDict
 
+from flwr_byzasync._printable import printable
 from flwr_byzasync.core.metrics import Metrics, median_metrics
 from flwr_byzasync.wire.keys import METRICS
 
@@ -46,7 +47,7 @@ def aggregate_metrics(
         metrics = function(contents, NUM_EXAMPLES)
     except Exception as error:
         # A metric that one node leaves out may break the function: that must not end a run.
-        logger.warning("The function that aggregates metrics raised %r.", error)
+        logger.warning("The function that aggregates metrics raised %s.", printable(error))
         return None
     if not isinstance(metrics, MetricRecord):
         kind = type(metrics).__name__

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
+from flwr_byzasync._printable import printable_metrics
 from flwr_byzasync.core.state import ServerState
 from flwr_byzasync.core.statistics import RoundStart
 
@@ -26,10 +27,6 @@ def format_round(
         left = "years"
     parts = [f"{state.accepted} replies ({accepted / max(seconds, 1e-9):.1f}/s)"]
     if metrics:
-        parts.append(", ".join(f"{k} {_short(v)}" for k, v in metrics.items()))
+        parts.append(printable_metrics(metrics))
     parts += [f"staleness {staleness:.1f}", f"rejected {rejected}", f"{left} left"]
     return f"[ROUND {server_round}/{num_rounds}] " + " | ".join(parts)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

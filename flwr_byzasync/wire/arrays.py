@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_byzasync._printable import printable
 from flwr_byzasync.core.layout import Entry, Layout
 from flwr_byzasync.errors import ConfigError, Reason
 
@@ -84,7 +85,7 @@ def _difference(names: tuple[str, ...], expected: tuple[str, ...]) -> str:
     first = next((name for name in expected if name in missing), None)
     extra = next((name for name in names if name not in known), None)
     parts = [] if first is None else [f"{first!r} is missing"]
-    parts += [] if extra is None else [f"{extra[:40]!r} is not in the model"]
+    parts += [] if extra is None else [f"'{printable(extra, 40)}' is not in the model"]
     difference = " and ".join(parts) or "they are in another order"
     return f"{difference}: send every array of the query under its name, in its order"
 
@@ -94,10 +95,10 @@ def _read_array(array: Array, entry: Entry) -> NDArray[np.generic]:
     shape, name = entry.shape, entry.name
     expected = np.dtype(str(entry.dtype).removeprefix("torch."))
     if array.dtype != str(expected):
-        detail = f"{name!r} is {array.dtype[:20]!r}: send {expected}, as in the query"
+        detail = f"{name!r} is '{printable(array.dtype[:20])}': send {expected}, as in the query"
         raise RejectedReplyError(Reason.WRONG_DTYPE, detail)
-    if tuple(array.shape) != shape:
-        detail = f"{name!r} is {str(array.shape)[:40]}: send {shape}, as in the query"
+    if len(array.shape) != len(shape) or tuple(array.shape) != shape:
+        detail = f"{name!r} is {printable(array.shape, 40)}: send {shape}, as in the query"
         raise RejectedReplyError(Reason.WRONG_SHAPE, detail)
     if array.stype != "numpy.ndarray":
         raise RejectedReplyError(Reason.UNREADABLE, "not a NumPy array")
@@ -137,7 +138,9 @@ def _parsed_header(
     except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError) as error:
         raise RejectedReplyError(Reason.UNREADABLE, type(error).__name__) from None
     if true_dtype != dtype:
-        raise RejectedReplyError(Reason.WRONG_DTYPE, f"the data is {true_dtype}")
+        raise RejectedReplyError(
+            Reason.WRONG_DTYPE, f"the data is {printable(str(true_dtype), 40)}"
+        )
     if tuple(true_shape) != shape:
-        raise RejectedReplyError(Reason.WRONG_SHAPE, f"the data is {str(true_shape)[:40]}")
+        raise RejectedReplyError(Reason.WRONG_SHAPE, f"the data is {printable(true_shape, 40)}")
     return fortran, stream.tell()

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_byzasync._printable import printable
 from flwr_byzasync.core.contribution import PAYLOADS
 from flwr_byzasync.core.layout import Layout, ModelLayout, norm_within_limit
 from flwr_byzasync.core.metrics import Metrics
@@ -27,6 +28,9 @@ from flwr_byzasync.wire.keys import (
 MAX_METRICS = 100
 """Largest number of metrics in a reply, and of numbers in one of them; more would only make a log
 unreadable."""
+
+TAIL = 4000
+"""Characters at the end of an error reply in which its last line is looked for."""
 
 # Codes of flwr's error replies, as numbers because their names differ between releases.
 _REASON_OF_CODE = {
@@ -162,7 +166,7 @@ def _model(
 def _check_payload(config: ConfigRecord, message_format: MessageFormat) -> None:
     named = config.get(PAYLOAD, MODEL)
     if named != message_format.payload:
-        detail = f"it is a {str(named)[:20]!r}"
+        detail = f"it is a '{printable(named, 20)}'"
         kinds = [kind.__name__ for kind in PAYLOADS if named == kind.NAME]
         detail += f": pass payload={kinds[0]}() to the strategy" if kinds else ""
         raise RejectedReplyError(Reason.WRONG_PAYLOAD, detail)
@@ -200,7 +204,7 @@ def _metrics(record: object) -> Metrics:
 
 def _is_finite(value: object) -> bool:
     # NaN is not below anything, nor is an integer that no float can hold.
-    return isinstance(value, int | float) and abs(value) < 1e300
+    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def _reason_of(reply: Message) -> Reason:
@@ -208,5 +212,6 @@ def _reason_of(reply: Message) -> Reason:
 
 
 def _last_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
-    return lines[-1][:200] if lines else ""
+    """Return the last line of an error, looking no further back than `TAIL`."""
+    lines = (text or "")[-TAIL:].strip().splitlines()
+    return printable(lines[-1]) if lines else ""

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from flwr_byzasync.aggregators import CTMA, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.checkpoints import files as checkpoint_module
 from flwr_byzasync.checkpoints.codec import MisfitError, pack, types_of, unpack
+from flwr_byzasync.checkpoints.content import Position
 from flwr_byzasync.checkpoints.files import (
     FORMAT,
     VERSION,
@@ -32,7 +33,6 @@ from flwr_byzasync.checkpoints.files import (
 )
 from flwr_byzasync.checkpoints.snapshot import (
     SETTINGS,
-    Position,
     check_fingerprint,
     described,
     dump,
@@ -40,12 +40,16 @@ from flwr_byzasync.checkpoints.snapshot import (
     run_fingerprint,
 )
 from flwr_byzasync.core.clock_time import ClockTime
-from flwr_byzasync.core.events import on_reply, on_sent
+from flwr_byzasync.core.events import on_clock, on_reply, on_sent
 from flwr_byzasync.core.membership import on_connected, without_absent
-from flwr_byzasync.core.pending_evaluations import EvaluationRequest, PendingEvaluations
+from flwr_byzasync.core.pending_evaluations import (
+    EvaluationRequest,
+    PendingEvaluations,
+    complete_rounds,
+)
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import InFlightQuery, Node, ServerState, Tables, Update, initial_state
-from flwr_byzasync.core.statistics import RoundStart
+from flwr_byzasync.core.statistics import RoundStart, last_metrics, statistics
 from flwr_byzasync.core.table import Table
 from flwr_byzasync.errors import ConfigError, Reason
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD, Iterates
@@ -70,7 +74,7 @@ def position_at(now: float, state: ServerState) -> Position:
     pending = PendingEvaluations(
         {"m9": EvaluationRequest(2, 1, now - 3.0)}, {2: ({"loss": 0.5},)}, polled_at=now
     )
-    round_start = RoundStart(now - 2.0, 4, 1)
+    round_start = RoundStart(now - 2.0, min(4, state.accepted), min(1, state.staleness))
     return Position(now, 7.0, 3, 5, round_start, (1, 2, 3), '["of", 1, {}]\n', pending)
 
 
@@ -153,6 +157,9 @@ def test_every_field_of_the_state_is_saved_or_passed_again(tmp_path: Path) -> No
     state, skipped = played(1), SETTINGS | {"tables"}
     hints = {k: h for k, h in types_of(ServerState).items() if k not in skipped}
     known = {"nodes": state.nodes, "in_flight": state.in_flight, "iterates": state.iterates}
+    # What must fit the model, or the nodes, or it is refused.
+    known |= {"buffers": torch.full((3,), 0.5), "counters": torch.tensor([7])}
+    known |= {"initial_nodes": frozenset({1, 2, 9}), "quorum_pending": frozenset({1, 2})}
     others = {k: example(h, 5000 + n) for n, (k, h) in enumerate(hints.items())} | known
     state = replace(state, **others)
     loaded, _ = through_a_file(state, tmp_path, 200.0)
@@ -211,7 +218,7 @@ def test_a_state_goes_through_a_file_bit_for_bit(
     before = position_at(200.0, state)
     requests = {"m9": EvaluationRequest(2, 1, 197.0 + shift)}
     pending = replace(before.evaluations, requests=requests, polled_at=200.0 + shift)
-    round_start = RoundStart(198.0 + shift, 4, 1)
+    round_start = replace(before.round_start, at=198.0 + shift)
     assert position == replace(before, now=now, round_start=round_start, evaluations=pending)
 
 
@@ -270,6 +277,136 @@ def test_a_type_without_a_codec_is_refused() -> None:
 def test_a_value_of_another_type_is_a_misfit(value: object, hint: Any) -> None:
     with pytest.raises(MisfitError):
         unpack(value, hint, {})
+
+
+# --- content that no run has ---------------------------------------------------------------------
+
+
+def places(plain: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value of a document."""
+    yield path
+    if isinstance(plain, dict | list):
+        keys = plain if isinstance(plain, dict) else range(len(plain))
+        for key in keys:
+            yield from places(plain[key], (*path, key))
+
+
+def at(document: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    at(document, path[:-1])[path[-1]] = value
+    return document
+
+
+def resolved(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return a document with its tensors as lists: names of tensors may differ."""
+    if isinstance(plain, dict):
+        return {key: resolved(value, tensors) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [resolved(value, tensors) for value in plain]
+    if isinstance(plain, str) and plain in tensors:
+        return [str(tensors[plain].dtype), tensors[plain].tolist()]
+    return plain
+
+
+def start_over(state: ServerState, position: Position) -> None:
+    """Do with a state what a run would do next; nothing may raise."""
+    statistics(state)
+    last_metrics(state)
+    for _ in complete_rounds(position.evaluations):
+        pass
+    now = position.now
+    state = on_connected(on_clock(state, now), [1, 2, 3, 4])
+    for query, node_id in enumerate([1, 2, 3, 4] * 2, state.next_query_id):
+        state = on_sent(state, node_id, f"next {query}", query, now)
+        vector, buffers = torch.full((4,), 0.5), torch.ones(3)
+        update = Update(vector, buffers, torch.tensor([query]), {"loss": 1.0})
+        state = on_reply(state, f"next {query}", update, now + 1.0)
+        assert state.iterates.x.isfinite().all()
+    without_absent(state, [2, 3])
+
+
+ODD = st.sampled_from(
+    [
+        None, True, -1, 0, 1, 2, 3, 4, 9, 999, 2**62, 2**63, 2**70, 10**400, 0.5, -0.5, 1e300,
+        math.nan, math.inf, -math.inf, "", "t0", "t1", "t5", "m3", "LOST", "QUERIED", [], {}, [1],
+        [[1, 2]], [1, 1], [3, 2, 1], ["t0"], [math.nan], {"a": 1}, "[", "\ud800",
+    ]
+)  # fmt: skip
+SPOIL: dict[str, Callable[[Tensor], Tensor]] = {
+    "longer": lambda t: torch.cat([t.reshape(-1)] * 2 + [torch.ones(1, dtype=t.dtype)]),
+    "shorter": lambda t: t[:-1].clone(),
+    "other rank": lambda t: t.unsqueeze(0).clone(),
+    "none": lambda t: t.new_empty(0),
+    "other dtype": lambda t: t.to(torch.float16),
+    "complex": lambda t: t.to(torch.complex64),
+    "bool": lambda t: t.to(torch.bool),
+    "nan": lambda t: t.float().mul(math.nan),
+    "inf": lambda t: t.float().add(math.inf),
+    "changed": lambda t: t + 1,
+}
+
+
+def check_corrupted(document: Any, tensors: dict[str, Tensor], now: float) -> bool:
+    """Load what is wrong perhaps; return whether it was refused. It must be right if not."""
+    own = {"payload": "momentum"}
+    with TemporaryDirectory() as name:
+        path = Path(name) / "checkpoint-00000001.safetensors"
+        write_file(path, document, tensors)
+        try:
+            read, read_tensors = read_file(path)
+            check_fingerprint(read.get("fingerprint"), own, path.name)
+            state, position = load(read, read_tensors, fresh(), now)
+        except (DamagedError, MisfitError):
+            return True
+        except ConfigError:  # another run's
+            assert document["fingerprint"] != own
+            return True
+    again = dump(state, position, own)
+    if position.now == now:
+        assert resolved(*again) == resolved(document, tensors)
+    load(json.loads(json.dumps(again[0])), again[1], fresh(), now)
+    start_over(state, position)
+    return False
+
+
+@given(st.data(), st.integers(0, 2**32))
+def test_a_wrong_value_anywhere_is_refused_or_is_right(data: st.DataObject, seed: int) -> None:
+    state = played(seed)
+    document, tensors = dump(state, position_at(200.0, state), {"payload": "momentum"})
+    document = json.loads(json.dumps(document))
+    path = data.draw(st.sampled_from(list(places(document))))
+    others = st.sampled_from(list(places(document))).map(lambda where: at(document, where))
+    value = json.loads(json.dumps(data.draw(ODD | others)))
+    check_corrupted(put(document, path, value), tensors, 200.0)
+
+
+@given(st.data(), st.integers(0, 2**32), st.sampled_from(sorted(SPOIL)))
+def test_a_wrong_tensor_anywhere_is_refused_or_is_right(
+    data: st.DataObject, seed: int, how: str
+) -> None:
+    state = played(seed)
+    document, tensors = dump(state, position_at(200.0, state), {"payload": "momentum"})
+    document = json.loads(json.dumps(document))
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    refused = check_corrupted(document, {**tensors, name: SPOIL[how](tensors[name])}, 200.0)
+    assert refused or how == "changed"
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"3", b"\xff", b"{", b"[" * 10**5, b"9" * 5000])
+def test_a_document_that_is_no_json_object_is_damaged(text: bytes, tmp_path: Path) -> None:
+    stored = {"document": torch.frombuffer(bytearray(text or b" "), dtype=torch.uint8)}
+    checksum = checkpoint_module._checksum(stored)
+    path = tmp_path / "checkpoint-00000001.safetensors"
+    save_file(stored, path, {"format": FORMAT, "version": VERSION, "sha256": checksum})
+    with pytest.raises(DamagedError, match="its document is no JSON"):
+        read_file(path)
 
 
 # --- among other nodes --------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -40,7 +42,7 @@ from flwr_byzasync import (
 from flwr_byzasync.adversary.omniscient_grid import OmniscientGrid
 from flwr_byzasync.aggregators import CTMA, Aggregator, CoordinateWiseMedian, GeometricMedian
 from flwr_byzasync.attacks import Little
-from flwr_byzasync.checkpoints.files import Checkpoints
+from flwr_byzasync.checkpoints.files import Checkpoints, read_file, write_file
 from flwr_byzasync.estimators import mu2
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.server.early_stopping import EarlyStop
@@ -551,6 +553,95 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         f"Checkpoint {newest.name} is not used: it is not a complete safetensors file"
         in caplog.text
     )
+    assert f"Resuming from {older.name}" in caplog.text
+    assert after.evaluated == [3, 4]
+
+
+def at(document: Any, *path: Any) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def put(value: Any, *path: Any) -> Callable[[Any, dict[str, torch.Tensor]], Any]:
+    """Return a change of a document: another value at a place."""
+
+    def change(document: Any, tensors: dict[str, torch.Tensor]) -> Any:
+        at(document, *path[:-1])[path[-1]] = value
+        return document
+
+    return change
+
+
+def spoilt(value: Callable[[torch.Tensor], torch.Tensor], *path: Any) -> Callable[..., Any]:
+    """Return a change of a document: another tensor where one is named."""
+
+    def change(document: Any, tensors: dict[str, torch.Tensor]) -> Any:
+        tensors["other"] = value(tensors[at(document, *path)])
+        return put("other", *path)(document, tensors)
+
+    return change
+
+
+X, ROWS = ("state", "iterates", "x"), ("tables", "parameters", "rows")
+FIRST = ("state", "nodes", 0, 1)
+COUNTS = ("tables", "parameters", "counts")
+WRONG: dict[str, Callable[[Any, dict[str, torch.Tensor]], Any]] = {
+    "a list": lambda document, tensors: [],
+    "a number": lambda document, tensors: 3,
+    "nothing": lambda document, tensors: {},
+    "fingerprint is a list": put([], "fingerprint"),
+    "a model of numbers": put([], "fingerprint", "initial_arrays"),
+    "x is longer": spoilt(lambda x: torch.cat([x, x]), *X),
+    "x is of another dtype": spoilt(torch.Tensor.double, *X),
+    "x is nan": spoilt(lambda x: x * torch.nan, *X),
+    "a row is infinite": spoilt(lambda rows: rows + torch.inf, *ROWS),
+    "one row too few": spoilt(lambda rows: rows[1:].clone(), *ROWS),
+    "counters are floats": spoilt(torch.Tensor.float, "state", "counters"),
+    "a row that is not there": put(999, *FIRST, "row"),
+    "two nodes have one row": put(1, *FIRST, "row"),
+    "counts of 2^70": put([2**70] * NODES, *COUNTS),
+    "negative counts": put([-1] * NODES, *COUNTS),
+    "other counts than the nodes": put([1] * NODES, *COUNTS),
+    "a step of 2^70": put(2**70, "state", "iterates", "step"),
+    "a query of an unknown node": put(999, "state", "in_flight", 0, 1, "node_id"),
+    "a query of the future": put(10**6, "state", "in_flight", 0, 1, "step"),
+    "a query at no time": put(float("nan"), "state", "in_flight", 0, 1, "sent_at"),
+    "a node twice": lambda document, tensors: put(
+        document["state"]["nodes"][1][0], "state", "nodes", 0, 0
+    )(document, tensors),
+    "a round of -1": put(-1, "position", "server_round"),
+    "a round without a size": put(0, "position", "size"),
+    "no time": put(float("inf"), "position", "now"),
+    "a time without end": put(10**400, "position", "elapsed"),
+    "metrics are no json": put("{", "position", "history"),
+    "metrics are a list": put("[1, 2]\n", "position", "history"),
+    "metrics of another kind": put('["arrays", 1, {}]\n', "position", "history"),
+    "metrics of no round": put('["train_metrics_clientapp", "1", {}]\n', "position", "history"),
+    "metrics are text": put('["train_metrics_clientapp", 1, {"a": "b"}]\n', "position", "history"),
+    "metrics nested without end": put("[" * 10**5, "position", "history"),
+}
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two checkpoints: after round 2, and at the 30th reply."""
+    folder = tmp_path_factory.mktemp("killed")
+    killed_at(30, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_checkpoint_of_a_run_that_cannot_be_is_named_and_the_one_before_it_is_used(
+    name: str, killed_once: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checksum is right: who wrote the file is in error, or no friend."""
+    older, newest = (Path(shutil.copy(path, tmp_path)) for path in sorted(killed_once.iterdir()))
+    document, tensors = read_file(newest)
+    write_file(newest, WRONG[name](document, tensors), tensors)
+    with federation() as grid:
+        after = Run(tmp_path).start(grid)
+    assert f"Checkpoint {newest.name} is not used: " in caplog.text
     assert f"Resuming from {older.name}" in caplog.text
     assert after.evaluated == [3, 4]
 

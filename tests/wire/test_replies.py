@@ -25,9 +25,11 @@ from tests.wire.zoo import (
     USABLE,
     ZOO,
     answered,
+    echoing,
     good,
     numpy_array,
     plus,
+    renamed,
     with_w,
 )
 
@@ -49,6 +51,39 @@ def test_a_hostile_reply_becomes_its_reason(
     decoded = decode(make())
     assert isinstance(decoded, Rejected)
     assert decoded.reason is reason
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_the_log_says_of_a_reply_is_one_short_line(
+    name: str, decode: Callable[[RecordDict | Error | None], Update | Rejected]
+) -> None:
+    decoded = decode(ZOO[name][0]())
+    assert isinstance(decoded, Rejected)
+    assert decoded.detail.isprintable() and len(decoded.detail) <= 300
+
+
+@given(text=st.text(st.characters(), max_size=300))
+def test_no_text_of_a_client_reaches_the_log_raw(text: str, message: Message) -> None:
+    """Terminal escapes, line breaks of any kind, and what reverses the direction of writing."""
+    contents = (
+        Error(2, text),
+        renamed(w=text or "v"),
+        with_w(numpy_array(F4, dtype=text)),
+        echoing(byz_query=QUERY, byz_payload=text),
+        echoing(byz_query=QUERY, byz_payload=text.encode("utf-8", "replace")),
+    )
+    for content in contents:
+        decoded = decode_reply(answered(message, content), LAYOUT, CPU, QUERY, MessageFormat())
+        if isinstance(decoded, Rejected):  # a text may be the right dtype
+            assert decoded.detail.isprintable() and len(decoded.detail) <= 300
+
+
+def test_an_error_s_last_line_is_shown_with_its_control_characters_escaped(
+    decode: Callable[[RecordDict | Error | None], Update | Rejected],
+) -> None:
+    text = "Traceback\n  in train\nValueError: \x1b[2J\u202eno µ\r\n"
+    decoded = decode(Error(2, text))
+    assert decoded == Rejected(Reason.CLIENT_ERROR, r"ValueError: \x1b[2J\u202eno µ")
 
 
 @pytest.mark.parametrize("name", USABLE)

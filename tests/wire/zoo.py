@@ -124,6 +124,10 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
     "error 99": (lambda: Error(99, ""), Reason.CLIENT_ERROR),
     "error -1": (lambda: Error(-1), Reason.CLIENT_ERROR),
     "error of a megabyte": (lambda: Error(2, "x" * 2**20), Reason.CLIENT_ERROR),
+    "error of a million lines": (lambda: Error(2, "x\n" * 10**6), Reason.CLIENT_ERROR),
+    "error that ends in a megabyte of space": (
+        lambda: Error(2, "x" + " \n" * 2**19), Reason.CLIENT_ERROR
+    ),
     "no content": (lambda: None, Reason.NO_CONTENT),
     "empty": (RecordDict, Reason.MISSING_RECORD),
     "no arrays": (lambda: without("arrays"), Reason.MISSING_RECORD),
@@ -144,8 +148,15 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
     "payload in bytes": (
         lambda: echoing(byz_query=QUERY, byz_payload=b"momentum"), Reason.WRONG_PAYLOAD
     ),
+    "payload of a million numbers": (
+        lambda: echoing(byz_query=QUERY, byz_payload=[0] * 10**6), Reason.WRONG_PAYLOAD
+    ),
+    "payload of a megabyte": (
+        lambda: echoing(byz_query=QUERY, byz_payload=b"x" * 2**20), Reason.WRONG_PAYLOAD
+    ),
     "no payload": (lambda: echoing(byz_query=QUERY), Reason.WRONG_PAYLOAD),
     "renamed": (lambda: renamed(w="v"), Reason.WRONG_NAMES),
+    "a name of a megabyte": (lambda: renamed(w="v\n" * 2**19), Reason.WRONG_NAMES),
     "reordered": (
         lambda: plus(arrays=record_of({"b": MODEL["b"], "w": MODEL["w"]})),
         Reason.WRONG_NAMES,
@@ -170,6 +181,12 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
     "gigantic array": (lambda: with_w(Array(np.ones(2**20, np.float32))), Reason.WRONG_SHAPE),
     "gigantic claim": (lambda: with_w(numpy_array(F4, shape=(2**62, 2**62))), Reason.WRONG_SHAPE),
     "thousand dimensions": (lambda: with_w(numpy_array(F4, shape=(1,) * 1000)), Reason.WRONG_SHAPE),
+    "million dimensions": (
+        lambda: with_w(numpy_array(F4, shape=[1] * 10**6)), Reason.WRONG_SHAPE
+    ),
+    "a size of a million bits": (
+        lambda: with_w(numpy_array(F4, shape=(2**10**6, 2))), Reason.WRONG_SHAPE
+    ),
     "negative shape": (lambda: with_w(numpy_array(F4, shape=(-2, -2))), Reason.WRONG_SHAPE),
     "no shape": (lambda: with_w(numpy_array(F4, shape=None)), Reason.UNREADABLE),
     "wrong dtype": (lambda: with_w(Array(F4.astype(np.float64))), Reason.WRONG_DTYPE),
@@ -180,6 +197,9 @@ ZOO: dict[str, tuple[Callable[[], RecordDict | Error | None], Reason]] = {
     "text": (lambda: with_w(Array(F4.astype(str))), Reason.WRONG_DTYPE),
     "claims objects": (lambda: with_w(numpy_array(F4, dtype="object")), Reason.WRONG_DTYPE),
     "claims a long dtype": (lambda: with_w(numpy_array(F4, dtype="f" * 2**20)), Reason.WRONG_DTYPE),
+    "dtype is another line of the log": (
+        lambda: with_w(numpy_array(F4, dtype="f4\n[ROUND 9/9]\x1b[2J")), Reason.WRONG_DTYPE
+    ),
     "dtype is a number": (lambda: with_w(numpy_array(F4, dtype=4)), Reason.UNREADABLE),
     "fields": (
         lambda: with_w(numpy_array(np.ones((2, 2), "f4,f4"), dtype="float32")), Reason.WRONG_DTYPE
