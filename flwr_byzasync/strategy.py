@@ -207,7 +207,8 @@ class AsyncRobust(Strategy):
             Longest time in seconds without an accepted reply, and before the first step. Then
             the run ends with an error in the log, fewer rounds in `Result`, and the reason in
             ``statistics().stop_reason``. So it does, at once, when every node is quarantined
-            before any has replied, or when a step leaves the range of the model's numbers.
+            before any has replied, when a step needs more nodes than can still come, or when it
+            leaves the range of the model's numbers.
         train_config, evaluate_config : ConfigRecord, optional
             Sent with every query, and with every evaluation request.
         evaluate_fn : callable, optional

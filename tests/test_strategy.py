@@ -326,7 +326,7 @@ def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
-    grid = grid_of(clock, honest, honest, raising)
+    grid = grid_of(clock, honest, honest, silent)
     strategy = strategy_on(clock, nodes=3, updates_per_round=5)
     with caplog.at_level(logging.ERROR, logger="flwr"):
         result = strategy.start(grid, ArrayRecord(START), 20, timeout=100.0)
