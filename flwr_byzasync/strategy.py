@@ -63,8 +63,8 @@ class AsyncRobust(Strategy):
         Accepted replies in a round, >= 1; evaluation and logging happen at its end. None takes
         the number of nodes connected at the start. The first round lasts until the first step.
     buffers : collection of str, optional
-        Names of arrays that are not parameters, for example ``buffer_names(model)``. By default
-        PyTorch batch-norm statistics are detected through their `num_batches_tracked` counter.
+        Names of arrays that are not parameters, for example ``buffer_names(model)``, beside
+        PyTorch batch-norm statistics, which are detected by their `num_batches_tracked` counter.
         Floating buffers take the weighted median; integer arrays are never averaged.
     device : str or torch.device, default "cpu"
         Where rows are kept and aggregated.

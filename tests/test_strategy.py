@@ -540,6 +540,30 @@ def test_a_model_with_buffers_keeps_them_apart_and_whole() -> None:
     model.load_state_dict(arrays)
 
 
+@pytest.mark.parametrize("named", [None, [], ["ema"], ["ema", "1.running_mean"]])
+def test_buffers_that_are_named_do_not_switch_off_the_detection_of_batch_norms(
+    named: list[str] | None,
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.register_buffer("ema", torch.ones(2))
+    held = {"ema"} if named else set[str]()
+
+    def node(message: Message) -> RecordDict:
+        buffers = dict(message.content["buffers"].to_torch_state_dict())  # type: ignore[union-attr]
+        assert buffers.keys() - {"1.num_batches_tracked"} == {
+            "1.running_mean", "1.running_var", *held
+        }  # fmt: skip
+        changes = {"1.running_var": torch.full((2,), 0.25), "ema": torch.full((2,), 5.0)}
+        sent = {name: changes.get(name, value) for name, value in buffers.items()}
+        return reply_to(message, buffers=ArrayRecord(sent))
+
+    strategy = strategy_on(clock := FakeClock(), buffers=named)
+    result = strategy.start(grid_of(clock, node, node, node), ArrayRecord(model.state_dict()), 2)
+    arrays = result.arrays.to_torch_state_dict()
+    assert strategy.statistics().accepted == 6 and arrays["1.running_var"].tolist() == [0.25, 0.25]
+    assert (arrays["ema"].tolist() == [5.0, 5.0]) == bool(named)
+
+
 def test_record_keys_follow_the_user_s() -> None:
     clock = FakeClock()
 
