@@ -282,6 +282,16 @@ def test_a_network_that_fails_for_a_while_is_logged_once_and_costs_no_node_anyth
     assert len(caplog.records) == 1
 
 
+def test_a_run_whose_queries_are_never_sent_blames_no_node() -> None:
+    """Until the last second, when none of them is queried again in time."""
+    clock = FakeClock()
+    grid = grid_of(clock, honest, honest)
+    grid.on_push = lambda message: False
+    strategy = strategy_on(clock)
+    strategy.start(grid, ArrayRecord(START), timeout=100.0)
+    assert strategy.statistics().stop_reason.startswith("the first step was not made within")
+
+
 @pytest.mark.parametrize("code", [0, 3, 5, 8])
 def test_network_faults_never_quarantine_a_node(code: int) -> None:
     clock = FakeClock()

@@ -59,10 +59,9 @@ def waits_for_nodes(state: ServerState) -> bool:
 def attainable_nodes(state: ServerState, deadline: float, timeout: float) -> int | None:
     """Return how many nodes can count for the next step at most, if the run goes on.
 
-    Those that count already, and those that may still come: a node with a query in flight, and
-    one that is due in time, whether it is connected or not. So a node that left may come back,
-    and one that is quarantined is well again if its next query finds it so. Only a node that
-    will not be queried in time cannot come.
+    Those that count already, and those that may still come, whether they are connected or not: a
+    node that left may come back. One that is quarantined is well again if its next query finds
+    it so, and cannot come if that is not due in time.
 
     Parameters
     ----------
@@ -81,13 +80,12 @@ def attainable_nodes(state: ServerState, deadline: float, timeout: float) -> int
     """
     if len(state.initial_nodes) < min_nodes(state):
         return None
-    queried = {sent.node_id for sent in state.in_flight.values()}
     count, due = 0, list[float]()
-    for node_id, node in state.nodes.items():
+    for node in state.nodes.values():
         if node.row is not None if state.quorum_pending else is_responsive(node, state.policy):
             count += 1
         else:
-            due.append(-inf if node_id in queried else node.due)
+            due.append(node.due if node.status is Status.QUARANTINED else -inf)
     for each in sorted(due):
         if each >= deadline:
             break
