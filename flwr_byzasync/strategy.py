@@ -63,8 +63,8 @@ class AsyncRobust(Strategy):
         Accepted replies in a round, >= 1; evaluation and logging happen at its end. None takes
         the number of nodes connected at the start. The first round lasts until the first step.
     buffers : collection of str, optional
-        Names of arrays that are not parameters, for example ``buffer_names(model)``. By default
-        PyTorch batch-norm statistics are detected through their `num_batches_tracked` counter.
+        Names of arrays that are not parameters, for example ``buffer_names(model)``, beside
+        PyTorch batch-norm statistics, which are detected by their `num_batches_tracked` counter.
         Floating buffers take the weighted median; integer arrays are never averaged.
     device : str or torch.device, default "cpu"
         Where rows are kept and aggregated.
@@ -207,7 +207,8 @@ class AsyncRobust(Strategy):
             Longest time in seconds without an accepted reply, and before the first step. Then
             the run ends with an error in the log, fewer rounds in `Result`, and the reason in
             ``statistics().stop_reason``. So it does, at once, when every node is quarantined
-            before any has replied, or when a step leaves the range of the model's numbers.
+            before any has replied, when a step needs more nodes than can still come, or when it
+            leaves the range of the model's numbers.
         train_config, evaluate_config : ConfigRecord, optional
             Sent with every query, and with every evaluation request.
         evaluate_fn : callable, optional

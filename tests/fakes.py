@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -40,7 +40,12 @@ class FakeNode:
 
 @dataclass
 class FakeGrid(Grid):
-    """Delivers messages to `FakeNode`s, and their replies when they are due."""
+    """Delivers messages to `FakeNode`s, and their replies when they are due.
+
+    It stands for a network, which fails where `on_pull` or `on_push` raises.
+    """
+
+    over_network: ClassVar[bool] = True
 
     clock: FakeClock
     nodes: dict[int, FakeNode]

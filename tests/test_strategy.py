@@ -282,6 +282,16 @@ def test_a_network_that_fails_for_a_while_is_logged_once_and_costs_no_node_anyth
     assert len(caplog.records) == 1
 
 
+def test_a_run_whose_queries_are_never_sent_blames_no_node() -> None:
+    """Until the last second, when none of them is queried again in time."""
+    clock = FakeClock()
+    grid = grid_of(clock, honest, honest)
+    grid.on_push = lambda message: False
+    strategy = strategy_on(clock)
+    strategy.start(grid, ArrayRecord(START), timeout=100.0)
+    assert strategy.statistics().stop_reason.startswith("the first step was not made within")
+
+
 @pytest.mark.parametrize("code", [0, 3, 5, 8])
 def test_network_faults_never_quarantine_a_node(code: int) -> None:
     clock = FakeClock()
@@ -326,7 +336,7 @@ def test_a_quorum_that_is_never_reached_ends_the_run_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
-    grid = grid_of(clock, honest, honest, raising)
+    grid = grid_of(clock, honest, honest, silent)
     strategy = strategy_on(clock, nodes=3, updates_per_round=5)
     with caplog.at_level(logging.ERROR, logger="flwr"):
         result = strategy.start(grid, ArrayRecord(START), 20, timeout=100.0)
@@ -538,6 +548,30 @@ def test_a_model_with_buffers_keeps_them_apart_and_whole() -> None:
     assert arrays["1.running_mean"].tolist() == [3.0, 3.0]
     assert arrays["1.num_batches_tracked"] == 7
     model.load_state_dict(arrays)
+
+
+@pytest.mark.parametrize("named", [None, [], ["ema"], ["ema", "1.running_mean"]])
+def test_buffers_that_are_named_do_not_switch_off_the_detection_of_batch_norms(
+    named: list[str] | None,
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.register_buffer("ema", torch.ones(2))
+    held = {"ema"} if named else set[str]()
+
+    def node(message: Message) -> RecordDict:
+        buffers = dict(message.content["buffers"].to_torch_state_dict())  # type: ignore[union-attr]
+        assert buffers.keys() - {"1.num_batches_tracked"} == {
+            "1.running_mean", "1.running_var", *held
+        }  # fmt: skip
+        changes = {"1.running_var": torch.full((2,), 0.25), "ema": torch.full((2,), 5.0)}
+        sent = {name: changes.get(name, value) for name, value in buffers.items()}
+        return reply_to(message, buffers=ArrayRecord(sent))
+
+    strategy = strategy_on(clock := FakeClock(), buffers=named)
+    result = strategy.start(grid_of(clock, node, node, node), ArrayRecord(model.state_dict()), 2)
+    arrays = result.arrays.to_torch_state_dict()
+    assert strategy.statistics().accepted == 6 and arrays["1.running_var"].tolist() == [0.25, 0.25]
+    assert (arrays["ema"].tolist() == [5.0, 5.0]) == bool(named)
 
 
 def test_record_keys_follow_the_user_s() -> None:

@@ -30,7 +30,7 @@ from flwr_byzasync import (
     aggregators,
     buffer_names,
 )
-from flwr_byzasync._clock import clock_of
+from flwr_byzasync._clock import clock_of, network_errors
 from flwr_byzasync.adversary import OmniscientGrid
 from flwr_byzasync.aggregators import Aggregator
 
@@ -137,17 +137,19 @@ def identify(grid: Grid, nodes: list[int]) -> dict[int, int]:
     for node in nodes:
         content = RecordDict({"config": ConfigRecord()})
         question = Message(content, dst_node_id=node, message_type=MessageType.QUERY)
-        with suppress(Exception):
+        with suppress(*network_errors(grid)):
             pending |= {key: node for key in grid.push_messages([question]) if key}
     partitions: dict[int, int] = {}
     clock, sleep = clock_of(grid)
     deadline = clock() + FIRST_ANSWER_SECONDS
     while pending and clock() < deadline:
         for message_id in list(pending):
-            partition = None
-            with suppress(Exception):
-                for reply in grid.pull_messages([message_id]):
-                    node = pending.pop(message_id)
+            replies, partition = list[Message](), None
+            with suppress(*network_errors(grid)):
+                replies = list(grid.pull_messages([message_id]))
+            for reply in replies[:1]:
+                node = pending.pop(message_id)
+                with suppress(Exception):  # whatever its client sent
                     partition = reply.content.metric_records["metrics"]["partition-id"]
             taken = partition in partitions.values()
             if isinstance(partition, int) and 0 <= partition < len(nodes) and not taken:

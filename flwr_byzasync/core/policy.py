@@ -23,7 +23,8 @@ class Quorum:
     on_loss : {"continue", "wait"}, default "continue"
         What happens after the first step while fewer than `nodes` respond, or no more than half
         of the initial nodes where that is None. "wait" accepts replies without a step and does
-        not query responsive nodes, until enough respond or `timeout` ends the run.
+        not query responsive nodes, until enough respond. `timeout` ends the run, and so does
+        knowing before it that not enough can come in time.
 
     Raises
     ------

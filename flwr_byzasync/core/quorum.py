@@ -1,4 +1,6 @@
-"""Whether enough nodes have replied for a step, and how many respond."""
+"""Whether enough nodes have replied for a step, how many respond, and how many still can."""
+
+from math import inf
 
 from flwr_byzasync.core.policy import Policy
 from flwr_byzasync.core.state import Node, ServerState
@@ -22,7 +24,15 @@ def quorum_size(state: ServerState) -> int:
         for node in pending
         if node.row is not None or not (node.status in away or node.faults or node.silences)
     ]
-    return max(len(expected), _majority(state))
+    return max(len(expected), min_nodes(state))
+
+
+def min_nodes(state: ServerState) -> int:
+    """Return the number of nodes without which no step is made where steps wait for nodes.
+
+    `Quorum.nodes` or, without it, a majority of the initial nodes.
+    """
+    return state.policy.quorum.nodes or len(state.initial_nodes) // 2 + 1
 
 
 def may_step(state: ServerState) -> bool:
@@ -42,8 +52,46 @@ def waits_for_nodes(state: ServerState) -> bool:
     quorum = state.policy.quorum
     if quorum.on_loss == "continue" or state.quorum_pending:
         return False
-    enough = quorum.nodes or _majority(state)
-    return sum(is_responsive(node, state.policy) for node in state.nodes.values()) < enough
+    responsive = sum(is_responsive(node, state.policy) for node in state.nodes.values())
+    return responsive < min_nodes(state)
+
+
+def attainable_nodes(state: ServerState, deadline: float, timeout: float) -> int | None:
+    """Return how many nodes can count for the next step at most, if the run goes on.
+
+    Those that count already, and those that may still come, whether they are connected or not: a
+    node that left may come back. One that is quarantined is well again if its next query finds
+    it so, and cannot come if that is not due in time.
+
+    Parameters
+    ----------
+    state : ServerState
+        Before the first step, or while it `waits_for_nodes`.
+    deadline : float
+        Until when progress must be made, in seconds of the clock.
+    timeout : float
+        By how many seconds a reply puts the deadline off after the first step.
+
+    Returns
+    -------
+    int or None
+        None where there is no bound: fewer nodes were connected at the start than `Quorum.nodes`
+        needs, so others are expected to join.
+    """
+    if len(state.initial_nodes) < min_nodes(state):
+        return None
+    count, due = 0, list[float]()
+    for node in state.nodes.values():
+        if node.row is not None if state.quorum_pending else is_responsive(node, state.policy):
+            count += 1
+        else:
+            due.append(node.due if node.status is Status.QUARANTINED else -inf)
+    for each in sorted(due):
+        if each >= deadline:
+            break
+        count += 1
+        deadline += 0 if state.quorum_pending else timeout
+    return count
 
 
 def is_responsive(node: Node, policy: Policy) -> bool:
@@ -56,7 +104,3 @@ def is_responsive(node: Node, policy: Policy) -> bool:
 def all_quarantined(state: ServerState) -> bool:
     """Whether every node is quarantined; False without any node."""
     return {node.status for node in state.nodes.values()} == {Status.QUARANTINED}
-
-
-def _majority(state: ServerState) -> int:
-    return len(state.initial_nodes) // 2 + 1

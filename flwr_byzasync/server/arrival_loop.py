@@ -6,7 +6,7 @@ from logging import getLogger
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_byzasync._clock import clock_of
+from flwr_byzasync._clock import clock_of, network_errors
 from flwr_byzasync.core.events import (
     due_nodes,
     on_all_quarantined,
@@ -46,7 +46,7 @@ class ArrivalLoop:
         State and messages of the run.
     grid : Grid
         Flower's network. Its clock is used where it has one. Exceptions of its calls are logged
-        and survived: they differ between releases, and none may end a run.
+        and survived if they may be the network's: see `network_errors`.
     config : mapping
         The user's train config, sent with every query.
     timeout : float
@@ -71,7 +71,7 @@ class ArrivalLoop:
         self._grid, self._config, self._timeout = grid, config, timeout
         self._clock, self._sleep = endpoint.clock, clock_of(grid)[1]
         self._poll_interval, self._on_idle = poll_interval, on_idle
-        self._poller = poller_of(grid)
+        self._poller, self._network_errors = poller_of(grid), network_errors(grid)
         self._round = 1
         self._network_fails = False
 
@@ -162,7 +162,7 @@ class ArrivalLoop:
         """Return the connected nodes; the last known ones while the network fails."""
         try:
             self.connected = tuple(self._grid.get_node_ids())
-        except Exception as error:
+        except self._network_errors as error:
             self._log_network(error)
         return self.connected
 
@@ -191,7 +191,7 @@ class ArrivalLoop:
             message = endpoint.query(node_id, query, self._round, self._config)
             try:
                 sent = [key for key in self._grid.push_messages([message]) if key]
-            except Exception as error:
+            except self._network_errors as error:
                 self._log_network(error)
                 sent = []
             now = self._clock()
@@ -212,7 +212,7 @@ class ArrivalLoop:
         """
         try:
             replies = self._poller.poll(message_id, node_id)
-        except Exception as error:
+        except self._network_errors as error:
             self._log_network(error)
             return []
         if replies is None:

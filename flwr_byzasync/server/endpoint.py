@@ -60,6 +60,8 @@ class Endpoint:
     stop_reason: str = ""
     _log_lines: int = 0
     _logged: set[tuple[int, Reason]] = field(default_factory=set)
+    _unchanged: set[int] = field(default_factory=set)
+    _warned_of_unchanged: bool = False
 
     def query(
         self, node_id: int, query: int, server_round: int, config: Mapping[str, object]
@@ -98,6 +100,8 @@ class Endpoint:
         else:
             content = self._with_row(sent, self._decoded(sent, reply))
         self.apply(message_id, content)
+        if sent is not None and sent.node_id in self._unchanged:
+            self._warn_of_unchanged()
 
     def apply(self, message_id: str, content: Update | Rejected) -> None:
         """Change the state by a decoded reply; undo a step that leaves the range of numbers."""
@@ -136,6 +140,9 @@ class Endpoint:
             row=None if node.row is None else rows[node.row],
             count=node.replies_in_row,
         )
+        if self.message_format.payload == MODEL and contribution.query_sent is not None:
+            unchanged = torch.equal(content.vector, contribution.query_sent)
+            (self._unchanged.add if unchanged else self._unchanged.discard)(sent.node_id)
         vector = state.policy.payload.to_row(contribution)
         if vector is not content.vector and not norm_within_limit(vector):
             return Rejected(Reason.OVERFLOW)
@@ -184,6 +191,22 @@ class Endpoint:
             )
             for key, sent in state.in_flight.items()
         }
+
+    def _warn_of_unchanged(self) -> None:
+        """Warn once if a majority returns the model as it was sent: a robust rule stands still."""
+        state = self.state
+        rows = {node_id for node_id, node in state.nodes.items() if node.row is not None}
+        self._unchanged &= rows
+        minority = 2 * len(self._unchanged) <= len(rows)
+        if self._warned_of_unchanged or state.quorum_pending or minority:
+            return
+        self._warned_of_unchanged = True
+        logger.warning(
+            "%d of %d nodes returned the model just as it was sent to them, and a robust rule "
+            "follows the majority: do these nodes have data, and does their ClientApp train?",
+            len(self._unchanged),
+            len(rows),
+        )
 
     def _log_out_of_range(self) -> None:
         if not self.out_of_range:

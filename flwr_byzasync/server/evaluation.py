@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from flwr_byzasync._checks import check_integer, check_number, coerce_numbers
+from flwr_byzasync._clock import network_errors
 from flwr_byzasync._printable import printable_metrics
 from flwr_byzasync.core.metrics import Metrics
 from flwr_byzasync.core.pending_evaluations import (
@@ -124,7 +125,7 @@ class Evaluations:
     settings : EvaluationSettings
         Which nodes evaluate.
     grid : Grid
-        The network; exceptions of its calls are survived.
+        The network; its exceptions are survived: see `network_errors`.
     config : ConfigRecord
         Sent with each request.
     message_format : MessageFormat
@@ -170,7 +171,7 @@ class Evaluations:
         ):
             try:
                 sent = [key for key in self.grid.push_messages([message]) if key]
-            except Exception:
+            except network_errors(self.grid):
                 continue
             if sent:
                 node_id = message.metadata.dst_node_id
@@ -186,7 +187,7 @@ class Evaluations:
         for message_id, request in self.pending.requests.items():
             try:
                 replies = self.poller.poll(message_id, request.node_id) or []
-            except Exception:
+            except network_errors(self.grid):
                 replies = []
             late = self.clock() - request.sent_at > self.timeout
             if replies:

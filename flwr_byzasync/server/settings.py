@@ -30,8 +30,8 @@ class StrategySettings:
     ----------
     aggregator, optimizer, weights, policy, device
         What `initial_state` takes.
-    buffers : tuple of str or None
-        Names of arrays that are not parameters; None detects batch-norm statistics.
+    buffers : tuple of str
+        Names of arrays that are not parameters, beside batch-norm statistics, which are detected.
     message_format : MessageFormat
         What messages look like.
     evaluation : EvaluationSettings
@@ -45,7 +45,7 @@ class StrategySettings:
     weights: WeightPolicy
     policy: Policy
     device: torch.device
-    buffers: tuple[str, ...] | None
+    buffers: tuple[str, ...]
     message_format: MessageFormat
     evaluation: EvaluationSettings
     train_metrics_aggr_fn: MetricsFn | None
@@ -101,7 +101,7 @@ class StrategySettings:
             weight_policy(weights),
             Policy(quorum, liveness, payload),
             usable_device(device),
-            None if buffers is None else check_names("buffers", buffers),
+            () if buffers is None else check_names("buffers", buffers),
             _message_format(payload, *record_keys),
             EvaluationSettings(
                 float(drop_in) if fraction is None else fraction, min_nodes, function
@@ -123,7 +123,7 @@ class StrategySettings:
         tensors = tensors_of(initial_arrays)
         state = initial_state(
             tensors,
-            statistics_of(tensors) if self.buffers is None else self.buffers,
+            (*statistics_of(tensors), *self.buffers),
             self.aggregator,
             self.optimizer,
             self.policy,

@@ -253,6 +253,21 @@ def test_little_biases_a_median_more_the_more_it_deviates() -> None:
     assert error_of(Little(z=1.0), rule) > 2 * error_of(Little(z=0.0), rule)
 
 
+def test_an_attack_that_raises_ends_the_run_with_its_own_exception() -> None:
+    """Nothing on a virtual clock is a failing network that might come back."""
+
+    class Broken(Spy):
+        def craft(self, honest: Tensor, knowledge: Knowledge) -> Tensor:
+            raise ZeroDivisionError("in craft")
+
+    with VirtualGrid(client_app(quadratic, estimator=sgd()), 3) as inner:
+        grid = OmniscientGrid(inner, Broken(), [inner.node_ids[0]])
+        strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1))
+        with pytest.raises(ZeroDivisionError, match="in craft"):
+            strategy.start(grid, ArrayRecord({"x": torch.ones(3)}))  # type: ignore[dict-item]
+        assert inner.clock() < 10.0
+
+
 def test_send_and_receive_is_rewritten_too() -> None:
     with VirtualGrid(counting, 2) as inner:
         grid = OmniscientGrid(inner, SignFlip(), [inner.node_ids[0]])

@@ -23,7 +23,7 @@ from flwr_byzasync.core.events import (
     on_unsent,
 )
 from flwr_byzasync.core.membership import MAX_ABSENT, on_connected
-from flwr_byzasync.core.quorum import is_responsive, quorum_size, waits_for_nodes
+from flwr_byzasync.core.quorum import attainable_nodes, is_responsive, quorum_size, waits_for_nodes
 from flwr_byzasync.core.state import Rejected, ServerState, Update, initial_state
 from flwr_byzasync.core.transitions import Status
 from flwr_byzasync.optimizers import AnyTimeSGD
@@ -455,3 +455,16 @@ def test_a_node_with_weight_is_not_forgotten() -> None:
     for k in range(MAX_ABSENT + 10):
         state = on_connected(state, [1, 2, 1000 + k])
     assert state.nodes[0].row == 0 and len(state.tables.parameters) == 1
+
+
+@pytest.mark.parametrize(("second", "count"), [(149.0, 3), (151.0, 2)])
+def test_a_reply_that_is_waited_for_puts_off_the_deadline_of_the_next(
+    second: float, count: int
+) -> None:
+    """One node is due before the deadline, another before that which a reply of it would set."""
+    state = play(fresh(nodes=3, on_loss="wait"), ALL_REPLIED[:-1])[-1]
+    first, due = state.nodes[0], {1: 90.0, 2: second}
+    ill = {node: replace(first, row=node, status=Status.QUARANTINED, due=due[node]) for node in due}
+    state = replace(state, nodes={0: first, **ill}, in_flight={})
+    assert waits_for_nodes(state) and attainable_nodes(state, 100.0, 50.0) == count
+    assert attainable_nodes(state, 80.0, 50.0) == 1

@@ -110,7 +110,7 @@ def check_goes_on(ended: Ended, resumed: Resumed, nodes: Collection[str]) -> Non
     """At most the replies since the last checkpoint are lost, and no counts of these nodes."""
     assert ended.entry["run"] != resumed.entry["run"] == resumed.run
     assert ended.accepted >= ended.entry["accepted"] - ROUND * EVERY
-    assert f"Going on from {ended.checkpoint.name}: " in resumed.log
+    assert f"Resuming from {ended.checkpoint.name}: " in resumed.log
     assert f" {ended.accepted} replies, after " in resumed.log
     assert resumed.entry["round"] <= ended.entry["round"] + 1
     # Equal if the last reply completed a round that was not evaluated before the end.

@@ -309,6 +309,65 @@ def test_the_row_of_a_departed_node_biases_the_model_until_it_is_dropped(departe
     assert sum(weights.values()) == pytest.approx(1.0)
 
 
+def half_broken(
+    broken: int, ill: tuple[float, float], rounds: int = 5, churn: Sequence[Churn] = (), **more: Any
+) -> tuple[AsyncRobust, float]:
+    """Run ten nodes for an hour at most; the first ones send a wrong shape for some time.
+
+    Once quarantined, they are queried again after 10, then after 20 and after 40 minutes.
+    """
+    inner = app()
+
+    def wrong(message: Message, context: Context) -> Message:
+        reply = inner(message, context)
+        if context.node_id < FIRST + broken and ill[0] <= grid.clock() < ill[1]:
+            reply.content["arrays"] = ArrayRecord({"x": torch.ones(3)})  # type: ignore[dict-item]
+        return reply
+
+    kwargs = {"nodes": None, "min_available_nodes": 10, "poll_interval": 1.0, **more}
+    strategy = strategy_of(**kwargs)
+    with VirtualGrid(wrong, [VirtualNode(compute=30.0)] * 10, churn=churn) as grid:
+        strategy.start(grid, ArrayRecord(START), rounds, timeout=3600.0)
+        return strategy, grid.clock()
+
+
+TOO_FEW: list[tuple[dict[str, Any], str]] = [
+    ({"broken": 5}, "the first step needs 6 nodes, and only 5 of 10"),
+    ({"broken": 3, "nodes": 10}, "the first step needs 10 nodes, and only 7 of 10"),
+    ({"broken": 5, "on_loss": "wait"}, "a step needs 6 nodes, and only 5 of 10"),
+]
+
+
+@pytest.mark.parametrize(("settings", "why"), TOO_FEW)
+def test_a_run_ends_once_a_step_needs_more_nodes_than_can_still_come(
+    settings: dict[str, Any], why: str
+) -> None:
+    later = "on_loss" in settings
+    strategy, ended = half_broken(ill=(70.0 * later, 1e9), rounds=100, **settings)
+    assert strategy.statistics().stop_reason.startswith(why)
+    # Their second query after quarantine was in time, and the third one would not be.
+    assert 2000.0 < ended < (2600.0 if later else 2100.0)
+    assert (strategy.statistics().steps > 0) == later
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in TOO_FEW])
+def test_a_run_waits_for_nodes_that_are_well_at_the_last_query_in_time(
+    settings: dict[str, Any],
+) -> None:
+    """Ill until after their first query in quarantine, which comes ten minutes after it began."""
+    later = "on_loss" in settings
+    strategy, ended = half_broken(ill=(70.0 * later, 1200.0), rounds=100, **settings)
+    assert not strategy.statistics().stop_reason and ended > 2000.0
+    assert strategy.statistics().steps > 100
+
+
+def test_where_fewer_nodes_were_there_than_the_quorum_needs_others_may_join() -> None:
+    """Two nodes at fault, and two that join when the former are not queried again in time."""
+    churn = [Churn(2500.0, node, "join") for node in range(4, 10)]
+    strategy, _ = half_broken(2, (0.0, 1e9), nodes=6, min_available_nodes=2, churn=churn)
+    assert not strategy.statistics().stop_reason and strategy.statistics().steps > 10
+
+
 # --- arguments out of range -----------------------------------------------------------------------
 
 

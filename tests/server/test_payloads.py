@@ -306,6 +306,37 @@ def test_a_payload_that_a_client_invents_is_shown_in_quotes_and_not_recommended(
     assert "it is a 'x\\n[ROUND 9] '" in caplog.text and "pass payload" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("idle", "payload", "warnings"),
+    [(3, Models(), 1), (5, Models(), 1), (2, Models(), 0), (0, Models(), 0), (5, Momenta(), 0)],
+)
+def test_a_majority_that_returns_the_model_as_it_was_sent_is_asked_for_its_data_once(
+    idle: int, payload: Payload, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However early the idle nodes reply: one of one is no majority of the five."""
+
+    def trains(message: Message) -> RecordDict:
+        return reply(message, lambda x: 0.9 * x)
+
+    def stays(message: Message) -> RecordDict:
+        return reply(message, lambda x: x)
+
+    def reply(message: Message, change: Callable[[Tensor], Tensor]) -> RecordDict:
+        if isinstance(payload, Momenta):
+            return reply_to(message, change)
+        moved = {name: change(value) for name, value in weights_of(message).items()}
+        return RecordDict({"arrays": ArrayRecord(moved)})  # type: ignore[arg-type]
+
+    nodes = {k: FakeNode(stays if k < idle else trains, 1.0 + k) for k in range(5)}
+    settings: dict[str, Any] = {"min_available_nodes": 5, "quorum": Quorum(5), "payload": payload}
+    strategy = AsyncRobust(CoordinateWiseMedian(), SGD(0.1), fraction_evaluate=0.0, **settings)
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        strategy.start(FakeGrid(FakeClock(), nodes), ArrayRecord(START), 20)
+    asked = [text for text in caplog.messages if "do these nodes have data" in text]
+    assert len(asked) == warnings == len(caplog.messages)
+    assert all(text.startswith(f"{idle} of 5 nodes") for text in asked)
+
+
 # --- momentum on the server against momentum on the nodes -----------------------------------------
 
 PACES = [VirtualNode(compute=lambda rng: rng.lognormal(0.0, 0.5))] * 4

@@ -660,6 +660,42 @@ def test_bad_settings_are_refused_by_name(make: Callable[[], object], argument: 
     assert caught.value.argument == argument
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("call", ["get_node_ids", "push_messages", "pull_messages"])
+def test_what_a_grid_of_ones_own_raises_ends_the_run_at_once(call: str, kind: str) -> None:
+    """Only a network may come back: an error in a filter of messages would do so for ever."""
+    sent: dict[str, str] = {}
+
+    class Filtering(VirtualGrid):
+        def get_node_ids(self) -> list[int]:
+            fail_if(call == "get_node_ids" and kind in {"train", *sent.values()})
+            return super().get_node_ids()
+
+        def push_messages(self, messages: Any) -> list[str]:
+            [message] = messages
+            [message_id] = super().push_messages([message])
+            sent[message_id] = message.metadata.message_type
+            fail_if(call == "push_messages" and sent[message_id] == kind)
+            return [message_id]
+
+        def pull_messages(self, message_ids: Any) -> list[Message]:
+            [message_id] = message_ids
+            fail_if(call == "pull_messages" and sent[message_id] == kind)
+            return super().pull_messages(message_ids)
+
+    def fail_if(it_should: bool) -> None:
+        if it_should:
+            raise ZeroDivisionError("in a filter")
+
+    def unchanged(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
+
+    with Filtering(unchanged, 3) as grid:
+        with pytest.raises(ZeroDivisionError, match="in a filter"):
+            AsyncRobust().start(grid, ArrayRecord({"x": torch.ones(2)}), 5)  # type: ignore[dict-item]
+        assert grid.clock() < 10.0
+
+
 def test_other_grids_use_this_machines_clock() -> None:
     grid: Any = object()
     assert clock_of(grid) == (time.monotonic, time.sleep)
