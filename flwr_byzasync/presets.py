@@ -6,7 +6,6 @@ A preset is a function of `AsyncRobust`'s arguments, as optax's aliases are chai
 from typing import Any
 
 from flwr_byzasync.aggregators import CTMA, GeometricMedian
-from flwr_byzasync.core.contribution import Momenta
 from flwr_byzasync.optimizers import SGD, AnyTimeSGD
 from flwr_byzasync.strategy import AsyncRobust
 
@@ -41,8 +40,7 @@ def mu2_sgd(
     CTMA(base=GeometricMedian(), byz_fraction=0.4)
     """
     rule = CTMA(GeometricMedian(), byz_fraction=byz_fraction)
-    optimizer = AnyTimeSGD(lr=lr, gamma=gamma)
-    return AsyncRobust(rule, optimizer, **{"payload": Momenta(), **settings})
+    return AsyncRobust(rule, AnyTimeSGD(lr=lr, gamma=gamma), **settings)
 
 
 def momentum_sgd(byz_fraction: float, lr: float = 0.01, **settings: Any) -> AsyncRobust:
@@ -71,4 +69,4 @@ def momentum_sgd(byz_fraction: float, lr: float = 0.01, **settings: Any) -> Asyn
     2
     """
     rule = CTMA(GeometricMedian(), byz_fraction=byz_fraction)
-    return AsyncRobust(rule, SGD(lr=lr), **{"payload": Momenta(), **settings})
+    return AsyncRobust(rule, SGD(lr=lr), **settings)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, Context, Message, MessageType
+from flwr.app import Array, Context, Message
 from torch import Tensor
 
 from flwr_byzasync.adversary.knowledge import knowledge_of
-from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of
+from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of, is_train_query
 from flwr_byzasync.attacks import Knowledge, Needs, TimedAttack, VectorAttack, memory_of, needs_of
 from flwr_byzasync.errors import ConfigError
 from flwr_byzasync.wire.arrays import tensors_of
@@ -81,8 +81,7 @@ def attack_mod(
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        chosen = attack(context) if trains else None
+        chosen = attack(context) if is_train_query(message) else None
         if chosen is None:
             return call_next(message, context)
         _check_needs(chosen)
@@ -126,7 +125,7 @@ def delay_mod(
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        trains = is_train_query(message)
         began = clock()
         reply = call_next(message, context)
         chosen = attack(context) if trains else None

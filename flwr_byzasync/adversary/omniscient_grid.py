@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from flwr_byzasync._checks import check_choice, check_integer
 from flwr_byzasync._clock import clock_of
 from flwr_byzasync._moved_arguments import moved
 from flwr_byzasync.adversary.knowledge import knowledge_of
-from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of
+from flwr_byzasync.adversary.reply_vectors import PayloadVector, base_model_of, is_train_query
 from flwr_byzasync.aggregators import Aggregator
 from flwr_byzasync.attacks import Knowledge, VectorAttack, memory_of, needs_rule
 from flwr_byzasync.core.layout import Layout
@@ -202,8 +202,7 @@ class OmniscientGrid(Grid):
 
     def _observe_queries(self, messages: Iterable[Message], sent: set[str]) -> None:
         for message in messages:
-            trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-            if trains and message.metadata.message_id in sent:
+            if is_train_query(message) and message.metadata.message_id in sent:
                 arrays = message.content.array_records.get(self._keys[0]) or ArrayRecord()
                 layout, start = Layout.of(tensors_of(arrays)), base_model_of(message, *self._keys)
                 query = Unanswered(message.metadata.dst_node_id, layout, start)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from torch import Tensor
 
 from flwr_byzasync.core.layout import Layout
@@ -62,6 +62,11 @@ class PayloadVector:
         """Return the reply's record with another vector; integer arrays stay."""
         flat = vector if self.start is None else self.start - vector
         return record_of({**self.arrays, **self.layout.unflatten(flat)})
+
+
+def is_train_query(message: Message) -> bool:
+    """Whether a message asks for training, by any train function of the ClientApp."""
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
 
 
 def base_model_of(

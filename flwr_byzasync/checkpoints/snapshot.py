@@ -16,7 +16,7 @@ from flwr_byzasync.core.state import ServerState, Tables
 from flwr_byzasync.errors import ConfigError
 
 SETTINGS = frozenset({"layout", "optimizer", "policy"})
-"""Fields of `ServerState` that whoever resumes passes again. `tables` are saved by `_rows_of`."""
+"""Fields of `ServerState` that whoever resumes passes again; `tables` become `TableContent`."""
 
 
 def dump(

@@ -140,9 +140,8 @@ class Endpoint:
             row=None if node.row is None else rows[node.row],
             count=node.replies_in_row,
         )
-        if self.message_format.payload == MODEL and contribution.query_sent is not None:
-            unchanged = torch.equal(content.vector, contribution.query_sent)
-            (self._unchanged.add if unchanged else self._unchanged.discard)(sent.node_id)
+        if not self._warned_of_unchanged and self.message_format.payload == MODEL:
+            self._observe_unchanged(sent.node_id, contribution)
         vector = state.policy.payload.to_row(contribution)
         if vector is not content.vector and not norm_within_limit(vector):
             return Rejected(Reason.OVERFLOW)
@@ -191,6 +190,11 @@ class Endpoint:
             )
             for key, sent in state.in_flight.items()
         }
+
+    def _observe_unchanged(self, node_id: int, new: Contribution) -> None:
+        """Remember whether a node's last reply was the model just as it was sent."""
+        unchanged = new.query_sent is not None and torch.equal(new.reply, new.query_sent)
+        (self._unchanged.add if unchanged else self._unchanged.discard)(node_id)
 
     def _warn_of_unchanged(self) -> None:
         """Warn once if a majority returns the model as it was sent: a robust rule stands still."""

@@ -103,9 +103,7 @@ class StrategySettings:
             usable_device(device),
             () if buffers is None else check_names("buffers", buffers),
             _message_format(payload, *record_keys),
-            EvaluationSettings(
-                float(drop_in) if fraction is None else fraction, min_nodes, function
-            ),
+            EvaluationSettings(fraction, min_nodes, function),
             train_metrics_aggr_fn,
         )
 
